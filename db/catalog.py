@@ -1,0 +1,226 @@
+"""What PostgreSQL itself knows about a table: columns, defaults, and every constraint on a row."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncSession
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that can be written; `default` is SQL, the identity's sequence included."""
+
+    name: str
+    default: str | None
+    not_null: bool
+    integer: bool
+    sequence: bool
+
+
+@dataclass(frozen=True)
+class GeneratedColumn:
+    """A column that the database computes; `type` and `expression` are SQL."""
+
+    name: str
+    type: str
+    expression: str
+
+
+@dataclass(frozen=True)
+class UniqueIndex:
+    """A unique index: its key expressions and predicate as SQL over unqualified column names.
+
+    A deferrable one is checked after the statement, and after its foreign keys.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    predicate: str | None
+    nulls_equal: bool
+    deferrable: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check constraint as SQL over unqualified column names."""
+
+    name: str
+    expression: str
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A foreign key; the referenced table is a quoted, qualified name."""
+
+    name: str
+    columns: tuple[str, ...]
+    table: str
+    table_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """One table, in the order in which PostgreSQL tests its constraints.
+
+    `deferrable` tells that some constraint may be checked as late as COMMIT; `arbitrable`, that
+    ON CONFLICT can be used, which no unique or exclusion constraint of that kind allows;
+    `own_parent`, that a row may reference another row of the same table; `has_triggers`, that row
+    triggers of users, on the table or a partition, may fill or change columns, the key included,
+    before they are checked, and may leave rows out.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    generated: tuple[GeneratedColumn, ...]
+    primary_key: tuple[str, ...]
+    unique_indexes: tuple[UniqueIndex, ...]
+    checks: tuple[Check, ...]
+    foreign_keys: tuple[ForeignKey, ...]
+    deferrable: bool
+    arbitrable: bool
+    own_parent: bool
+    has_triggers: bool
+
+    def column(self, name: str) -> Column:
+        return next(column for column in self.columns if column.name == name)
+
+    @property
+    def defaulted(self) -> frozenset[str]:
+        """Columns that the database gives a value when a row has none for them."""
+        return frozenset(column.name for column in self.columns if column.default is not None)
+
+    def unmet(self, given: set[str]) -> list[str]:
+        """Columns that must have a value and get none from the given ones nor from a default."""
+        if self.has_triggers:
+            return []
+        return [
+            column.name
+            for column in self.columns
+            if column.not_null and column.default is None and column.name not in given
+        ]
+
+
+_COLUMNS = sa.text(
+    """
+    SELECT a.attname AS name,
+           CASE WHEN a.attidentity <> ''
+                THEN format('nextval(%L::regclass)',
+                            pg_get_serial_sequence(CAST(:table AS text), a.attname))
+                ELSE pg_get_expr(d.adbin, d.adrelid) END AS "default",
+           a.attnotnull AS not_null,
+           a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) AS integer,
+           pg_get_serial_sequence(CAST(:table AS text), a.attname) IS NOT NULL AS sequence
+      FROM pg_attribute AS a
+      LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+     WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
+       AND a.attgenerated = ''
+     ORDER BY a.attnum
+    """
+)
+_GENERATED = sa.text(
+    """
+    SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
+           pg_get_expr(d.adbin, d.adrelid) AS expression
+      FROM pg_attribute AS a
+      JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+     WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
+       AND a.attgenerated <> ''
+     ORDER BY a.attnum
+    """
+)
+_INDEXES = sa.text(
+    """
+    SELECT c.relname AS name, i.indisprimary AS is_primary, i.indnullsnotdistinct AS nulls_equal,
+           ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true)
+                   FROM generate_series(1, i.indnkeyatts) AS k ORDER BY k) AS keys,
+           pg_get_expr(i.indpred, i.indrelid) AS predicate,
+           NOT i.indimmediate AS deferrable
+      FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+     WHERE i.indrelid = CAST(:table AS regclass) AND i.indisunique AND i.indisready
+     ORDER BY i.indexrelid
+    """
+)
+_CONSTRAINTS = sa.text(
+    """
+    SELECT con.conname AS name, con.contype AS kind,
+           pg_get_expr(con.conbin, con.conrelid) AS expression,
+           CASE WHEN con.contype = 'f' THEN con.confrelid::regclass::text END AS parent,
+           con.confrelid = con.conrelid AS own_parent,
+           ARRAY(SELECT a.attname::text FROM unnest(con.conkey) WITH ORDINALITY AS k (num, pos)
+                   JOIN pg_attribute AS a ON a.attrelid = con.conrelid AND a.attnum = k.num
+                  ORDER BY k.pos) AS columns,
+           ARRAY(SELECT a.attname::text FROM unnest(con.confkey) WITH ORDINALITY AS k (num, pos)
+                   JOIN pg_attribute AS a ON a.attrelid = con.confrelid AND a.attnum = k.num
+                  ORDER BY k.pos) AS parent_columns
+      FROM pg_constraint AS con
+     WHERE con.conrelid = CAST(:table AS regclass) AND con.contype IN ('c', 'f')
+     ORDER BY con.contype, CASE WHEN con.contype = 'c' THEN con.conname END, con.oid
+    """
+)
+_PRIMARY_KEY = sa.text(
+    """
+    SELECT a.attname FROM pg_index AS i
+      CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k (num, pos)
+      JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.num
+     WHERE i.indrelid = CAST(:table AS regclass) AND i.indisprimary ORDER BY k.pos
+    """
+)
+_DEFERRABLE = sa.text(
+    """
+    SELECT EXISTS (SELECT FROM pg_constraint
+                    WHERE conrelid = CAST(:table AS regclass) AND condeferrable),
+           EXISTS (SELECT FROM pg_index
+                    WHERE indrelid = CAST(:table AS regclass) AND NOT indimmediate)
+    """
+)
+_HAS_TRIGGERS = sa.text(
+    """
+    SELECT EXISTS (SELECT FROM pg_trigger
+                    WHERE (tgrelid = CAST(:table AS regclass) OR tgrelid IN
+                           (SELECT relid FROM pg_partition_tree(CAST(:table AS regclass))))
+                      AND NOT tgisinternal AND (tgtype & 7) = 7)
+    """
+)
+
+
+def quote(name: str) -> str:
+    """An identifier as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def qualified(table: sa.Table) -> str:
+    """A table's name as SQL, quoted and qualified where it has to be."""
+    # SQLAlchemy leaves this part of its dialects without types
+    return postgresql.dialect().identifier_preparer.format_table(table)  # type: ignore[no-untyped-call]
+
+
+async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
+    """Read a table's facts from the catalog."""
+    name = qualified(table)
+    bind = {"table": name}
+    indexes = (await session.execute(_INDEXES, bind)).all()
+    constraints = (await session.execute(_CONSTRAINTS, bind)).all()
+    foreign = [one for one in constraints if one.kind in ("f", b"f")]
+    deferrable, late_index = (await session.execute(_DEFERRABLE, bind)).one()
+    return TableFacts(
+        name=name,
+        columns=tuple(Column(*row) for row in await session.execute(_COLUMNS, bind)),
+        generated=tuple(GeneratedColumn(*row) for row in await session.execute(_GENERATED, bind)),
+        primary_key=tuple((await session.execute(_PRIMARY_KEY, bind)).scalars()),
+        unique_indexes=tuple(
+            UniqueIndex(one.name, tuple(one.keys), one.predicate, one.nulls_equal, one.deferrable)
+            for one in indexes
+        ),
+        checks=tuple(
+            Check(one.name, one.expression) for one in constraints if one.kind in ("c", b"c")
+        ),
+        foreign_keys=tuple(
+            ForeignKey(one.name, tuple(one.columns), one.parent, tuple(one.parent_columns))
+            for one in foreign
+        ),
+        deferrable=deferrable,
+        arbitrable=not late_index,
+        own_parent=any(one.own_parent for one in foreign),
+        has_triggers=bool(await session.scalar(_HAS_TRIGGERS, bind)),
+    )

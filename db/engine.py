@@ -1,0 +1,129 @@
+"""The engine: pools by load, time limits, the name PostgreSQL sees, and PgBouncer's rules."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import asyncpg
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.pool import QueuePool
+
+RECYCLE_S = 3600
+
+
+class PoolProfile(StrEnum):
+    """How much of the server one process may take."""
+
+    LIGHT = "light"
+    MEDIUM = "medium"
+    HEAVY = "heavy"
+
+
+class _PoolSize(NamedTuple):
+    kept: int
+    max_overflow: int
+
+
+_POOL_SIZES: Mapping[PoolProfile, _PoolSize] = MappingProxyType(
+    {
+        PoolProfile.LIGHT: _PoolSize(kept=5, max_overflow=5),
+        PoolProfile.MEDIUM: _PoolSize(kept=15, max_overflow=10),
+        PoolProfile.HEAVY: _PoolSize(kept=25, max_overflow=0),
+    }
+)
+
+
+def create_engine(
+    url: str,
+    *,
+    profile: PoolProfile,
+    application_name: str,
+    connect_timeout_s: float = 10.0,
+    pool_timeout_s: float = 30.0,
+    command_timeout_s: float | None = None,
+    pgbouncer: bool = False,
+) -> AsyncEngine:
+    """An engine that connects on first use and never shows parameters in its errors.
+
+    A failed connection attempt of any kind is an error with SQLSTATE 08001. With `pgbouncer`
+    nothing outlives a transaction on the server, as PgBouncer's transaction mode requires.
+    """
+    size = _POOL_SIZES[profile]
+    connect_args = {
+        "async_creator_fn": _connect,
+        "timeout": connect_timeout_s,
+        "command_timeout": command_timeout_s,
+        "server_settings": {"application_name": application_name},
+    }
+    return create_async_engine(
+        url,
+        connect_args=connect_args | (_without_named_statements() if pgbouncer else {}),
+        pool_size=size.kept,
+        max_overflow=size.max_overflow,
+        pool_timeout=pool_timeout_s,
+        pool_recycle=RECYCLE_S,
+        pool_pre_ping=True,
+        pool_use_lifo=True,  # the connections of a past peak fall idle and can be closed
+        hide_parameters=True,
+        json_serializer=partial(json.dumps, separators=(",", ":"), ensure_ascii=False),
+    )
+
+
+def make_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions whose objects stay readable after the commit without another query."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """The connections of one pool at one moment."""
+
+    size: int
+    checked_out: int
+    overflow: int
+    idle: int
+    capacity: int
+
+
+def pool_status(engine: AsyncEngine) -> PoolStatus:
+    """What the pool holds; `overflow` counts the connections above `size`."""
+    pool = cast("QueuePool", engine.pool)
+    return PoolStatus(
+        size=pool.size(),
+        checked_out=pool.checkedout(),
+        overflow=max(0, pool.overflow()),
+        idle=pool.checkedin(),
+        capacity=pool.size() + pool._max_overflow,  # noqa: SLF001 - has no public name
+    )
+
+
+def _without_named_statements() -> dict[str, Any]:
+    """Every statement is PostgreSQL's unnamed one, so that no other client can meet its name."""
+    return {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": str,
+    }
+
+
+async def _connect(**connect_args: Any) -> Any:
+    """Connect, and give what the operating system or the clock says the SQLSTATE it lacks.
+
+    Otherwise a missing socket could not be told from a missing file of the job's own.
+    """
+    try:
+        return await asyncpg.connect(**connect_args)
+    except (OSError, TimeoutError) as error:
+        reason = str(error) or f"no answer within {connect_args['timeout']} s"
+        raise asyncpg.ClientCannotConnectError(
+            f"PostgreSQL cannot be reached: {reason}; check that it runs and the database URL"
+        ) from error

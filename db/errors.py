@@ -1,0 +1,57 @@
+"""The errors of the database layer.
+
+BulwarkError
+├── NestedTransaction
+├── CommitUnknown
+├── AlreadyCommitted
+├── Race
+├── ClaimLost
+├── NotAtHead
+└── ModelError
+    └── UnknownModel
+"""
+
+from typing import Any
+
+
+class BulwarkError(Exception):
+    """Something went wrong in Bulwark."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+
+
+class NestedTransaction(BulwarkError):
+    """A transaction was opened inside another one; pass the open session on instead."""
+
+
+class CommitUnknown(BulwarkError):
+    """The answer to COMMIT was lost; look at what the transaction wrote before running it again."""
+
+
+class AlreadyCommitted(BulwarkError):
+    """The receipt of this work is already there: an earlier try committed it."""
+
+    def __init__(self, result: Any = None) -> None:
+        super().__init__()
+        self.result = result
+
+
+class Race(BulwarkError):
+    """Another transaction changed what this one had just read; it has to be replayed."""
+
+
+class ClaimLost(BulwarkError):
+    """The job was taken back from this worker; nothing may be committed for it here."""
+
+
+class NotAtHead(BulwarkError):
+    """The database is not at the newest migration; run `bulwark migrate`."""
+
+
+class ModelError(BulwarkError):
+    """A model does not follow the pattern of Base, table, Create, Public and Update classes."""
+
+
+class UnknownModel(ModelError):
+    """No model of this name is registered."""

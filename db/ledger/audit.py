@@ -1,0 +1,144 @@
+"""The audit: who changed what, through which job and claim, in the transaction of the change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import UserDefinedType
+from sqlmodel import SQLModel
+
+from db.ledger.job import SCHEMA, Claim
+
+
+class Xid8(UserDefinedType[str]):
+    """PostgreSQL's 64-bit transaction id, which never wraps around."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+audit = sa.Table(
+    "audit",
+    SQLModel.metadata,
+    sa.Column("job_id", sa.Uuid, primary_key=True),
+    sa.Column("chunk_no", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("entry_no", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("xid", Xid8, nullable=False, server_default=sa.text("pg_current_xact_id()")),
+    sa.Column("claim_id", sa.Uuid, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text),
+    sa.Column("correlation_id", sa.Text),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("table_name", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("keys", JSONB, nullable=False),
+    sa.Column("before", JSONB),
+    sa.Column("before_sensitive", JSONB),
+    schema=SCHEMA,
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which rows were touched.
+
+    `ranges` are [first, last] of an integer key, both inclusive: blocks taken from the key's
+    sequence for this chunk alone, so that the chunk's rows are exactly those of the table inside
+    them. `keys` lists the key values where the key is of another kind.
+    """
+
+    ranges: Sequence[tuple[int, int]] | None = None
+    keys: Sequence[Sequence[Any]] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        if self.ranges is not None:
+            return {"ranges": [list(pair) for pair in self.ranges]}
+        return {"keys": [_plain_key(key) for key in self.keys or ()]}
+
+    def as_summary(self) -> dict[str, Any]:
+        """For the log: ranges in full; of keys of another kind their number, first and last."""
+        if self.ranges is not None or not self.keys:
+            return self.as_json()
+        first, last = _plain_key(self.keys[0]), _plain_key(self.keys[-1])
+        return {"count": len(self.keys), "first": first, "last": last}
+
+
+def _plain_key(key: Sequence[Any]) -> list[Any]:
+    return [_plain(value) for value in key]
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else str(value)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the audit."""
+
+    action: str
+    table_name: str
+    rows: int
+    keys: Keys
+
+
+async def write_entry(session: AsyncSession, held: Claim, chunk_no: int, entry: Entry) -> None:
+    """Write the audit of a chunk of inserts, in its transaction."""
+    await session.execute(
+        sa.insert(audit).values(
+            job_id=held.job_id,
+            chunk_no=chunk_no,
+            entry_no=0,
+            claim_id=held.claim_id,
+            kind=held.kind,
+            actor=held.actor,
+            correlation_id=held.correlation_id,
+            action=entry.action,
+            table_name=entry.table_name,
+            rows=entry.rows,
+            keys=entry.keys.as_json(),
+        )
+    )
+
+
+_PUBLIC = (
+    audit.c.job_id,
+    audit.c.chunk_no,
+    audit.c.entry_no,
+    audit.c.at,
+    sa.cast(audit.c.xid, sa.Text).label("xid"),
+    audit.c.claim_id,
+    audit.c.kind,
+    audit.c.actor,
+    audit.c.correlation_id,
+    audit.c.action,
+    audit.c.table_name,
+    audit.c.rows,
+    audit.c["keys"],
+    audit.c.before,
+)
+
+
+async def read_entries(
+    session: AsyncSession,
+    *,
+    job_id: UUID | None = None,
+    table_name: str | None = None,
+    most: int = 100,
+) -> list[Mapping[str, Any]]:
+    """The newest first, or those of one job in order; sensitive before-values stay inside."""
+    query = sa.select(*_PUBLIC).limit(most)
+    if table_name is not None:
+        query = query.where(audit.c.table_name == table_name)
+    if job_id is not None:
+        query = query.where(audit.c.job_id == job_id).order_by(audit.c.chunk_no, audit.c.entry_no)
+    else:
+        query = query.order_by(audit.c.job_id.desc(), audit.c.chunk_no.desc())
+    return [dict(row) for row in (await session.execute(query)).mappings()]

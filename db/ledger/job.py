@@ -1,0 +1,372 @@
+"""The job table: what was accepted, who holds it, and how it ended.
+
+States: queued → running → succeeded | failed | cancelled; running → queued. A trigger refuses every
+other change.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import SQLModel
+
+from db import columns  # noqa: F401 - sets the naming convention before the first constraint
+from db.errors import ClaimLost
+
+SCHEMA = "bulwark"
+CRASHES_BEFORE_SOLITUDE = 2
+PRIORITY_LIMIT = 9
+RING_AGAIN = timedelta(seconds=10)
+
+
+class State(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Reason(StrEnum):
+    """Why a job failed or went back to the queue."""
+
+    REJECTED = "rejected"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    TIMED_OUT = "timed_out"
+    POISONED = "poisoned"
+    TOO_OLD = "too_old"
+    RETRY = "retry"
+    DEFERRED = "deferred"
+    GIVEN_BACK = "given_back"
+    RESCUED = "rescued"
+
+
+ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+_instant = TIMESTAMP(timezone=True)
+
+job = sa.Table(
+    "job",
+    SQLModel.metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("payload", JSONB, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False, server_default="default"),
+    sa.Column("priority", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("state", sa.Text, nullable=False, server_default=State.QUEUED.value),
+    sa.Column("reason", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("outcome", JSONB),
+    sa.Column("run_at", _instant, nullable=False, server_default=sa.func.now()),
+    sa.Column("attempt", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("max_attempts", sa.SmallInteger, nullable=False),
+    sa.Column("timeout_s", sa.Integer, nullable=False),
+    sa.Column("actor", sa.Text),
+    sa.Column("correlation_id", sa.Text),
+    sa.Column("created_at", _instant, nullable=False, server_default=sa.func.now()),
+    sa.Column("queued_at", _instant, nullable=False, server_default=sa.func.now()),
+    sa.Column("started_at", _instant),
+    sa.Column("finished_at", _instant),
+    sa.Column("claim_id", sa.Uuid),
+    sa.Column("worker_id", sa.Uuid),
+    sa.Column("claimed_at", _instant),
+    sa.Column("crashes", sa.SmallInteger, nullable=False, server_default="0"),
+    sa.Column("ring", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_ring_at", _instant, server_default=sa.func.now()),
+    sa.CheckConstraint(
+        "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"
+    ),
+    sa.CheckConstraint("priority BETWEEN -9 AND 9", name="priority"),
+    sa.CheckConstraint("max_attempts >= 1 AND attempt >= 0", name="attempts"),
+    sa.CheckConstraint("timeout_s >= 1", name="timeout"),
+    sa.CheckConstraint(
+        "state <> 'running' OR (claim_id IS NOT NULL AND worker_id IS NOT NULL)", name="claimed"
+    ),
+    sa.Index("ix_job_next_ring_at", "next_ring_at", postgresql_where=sa.text("state = 'queued'")),
+    sa.Index("ix_job_worker_id", "worker_id", postgresql_where=sa.text("state = 'running'")),
+    sa.Index("ix_job_state_id", "state", "id"),
+    schema=SCHEMA,
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One worker's hold on one job, from the claim to its end; `age_s` is since the first start."""
+
+    job_id: UUID
+    claim_id: UUID
+    worker_id: UUID
+    kind: str
+    payload: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    timeout_s: int
+    actor: str | None
+    correlation_id: str | None
+    crashes: int
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What Redis is told about a job that is due: its id, and a number never used before for it."""
+
+    job_id: UUID
+    number: int
+    kind: str
+    queue: str
+    priority: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a transaction may take: a statement, idle between statements, waiting for a lock."""
+
+    statement_s: float
+    idle_s: float
+    lock_s: float = 10.0
+
+
+BRIEF = Limits(statement_s=30.0, idle_s=10.0, lock_s=2.0)
+
+
+_INSERT = sa.text(
+    """
+    INSERT INTO bulwark.job (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
+                             correlation_id, run_at, ring, next_ring_at)
+    SELECT new.id, new.kind, new.payload::jsonb, new.queue, new.priority, new.max_attempts,
+           new.timeout_s, new.actor, new.correlation_id, due.at,
+           CASE WHEN :rung AND due.at <= now() THEN 1 ELSE 0 END,
+           CASE WHEN :rung AND due.at <= now() THEN now() + :again ELSE due.at END
+      FROM unnest(:id, :kind, :payload, :queue, :priority, :max_attempts, :timeout_s, :actor,
+                  :correlation_id)
+           AS new (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
+                   correlation_id),
+           (SELECT coalesce(:run_at, now())) AS due (at)
+     ORDER BY new.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id AS job_id, ring AS number, kind, queue, priority
+    """
+)
+_INSERTED = {
+    "id": sa.Uuid,
+    "kind": sa.Text,
+    "payload": sa.Text,
+    "queue": sa.Text,
+    "priority": sa.SmallInteger,
+    "max_attempts": sa.SmallInteger,
+    "timeout_s": sa.Integer,
+    "actor": sa.Text,
+    "correlation_id": sa.Text,
+}
+_INSERT = _INSERT.bindparams(
+    sa.bindparam("again", type_=sa.Interval),
+    sa.bindparam("run_at", type_=_instant),
+    sa.bindparam("rung", type_=sa.Boolean),
+    *(sa.bindparam(name, type_=ARRAY(type_)) for name, type_ in _INSERTED.items()),
+)
+
+
+async def insert_jobs(
+    session: AsyncSession,
+    rows: Sequence[Mapping[str, Any]],
+    run_at: datetime | None,
+    *,
+    rung: bool,
+) -> list[Ring]:
+    """Write new jobs in one statement and return the rings that are due.
+
+    Each row has an `id` made by the caller, and its payload as JSON text; a row whose id is
+    already there is left as it is. When the caller has a bell (`rung`), the relay rings only what
+    was not heard; otherwise it rings as soon as the job is due.
+    """
+    values = {name: [row[name] for row in rows] for name in _INSERTED}
+    inserted = await session.execute(
+        _INSERT, {**values, "run_at": run_at, "rung": rung, "again": RING_AGAIN}
+    )
+    rings = [Ring(**row._mapping) for row in inserted]
+    return [ring for ring in rings if ring.number > 0]
+
+
+_CLAIM = sa.text(
+    """
+    WITH me AS (
+        SELECT id FROM bulwark.worker WHERE id = :worker_id AND ended_at IS NULL FOR KEY SHARE
+    )
+    UPDATE bulwark.job AS job
+       SET state = 'running', reason = NULL, claim_id = :claim_id, worker_id = me.id,
+           claimed_at = CASE job.state WHEN 'running' THEN job.claimed_at ELSE now() END,
+           started_at = coalesce(job.started_at, now()), next_ring_at = NULL
+      FROM me
+     WHERE job.id = :job_id
+       AND (job.state = 'queued' AND job.run_at <= now() AND (job.crashes < :suspect OR :alone)
+            OR job.state = 'running' AND job.claim_id = :claim_id)
+    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload,
+              job.attempt, job.max_attempts, job.timeout_s, job.actor, job.correlation_id,
+              job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s
+    """
+).columns(payload=JSONB)
+
+
+async def claim(
+    session: AsyncSession, job_id: UUID, claim_id: UUID, worker_id: UUID, *, alone: bool = False
+) -> Claim | None:
+    """Take a queued, due job for a live worker; None when it is not to be had.
+
+    Running it again with the same claim_id, after a lost answer, returns the same claim.
+    A job that was present at several crashes is given only to a worker that runs it alone.
+    """
+    await _limit(session, BRIEF)
+    row = (
+        await session.execute(
+            _CLAIM,
+            {
+                "job_id": job_id,
+                "claim_id": claim_id,
+                "worker_id": worker_id,
+                "suspect": CRASHES_BEFORE_SOLITUDE,
+                "alone": alone,
+            },
+        )
+    ).one_or_none()
+    return None if row is None else Claim(**row._mapping)
+
+
+async def waits_for_solitude(session: AsyncSession, job_id: UUID) -> bool:
+    """Tell whether a claim failed only because the job must run alone."""
+    return bool(
+        await session.scalar(
+            sa.select(job.c.id).where(
+                job.c.id == job_id,
+                job.c.state == State.QUEUED,
+                job.c.run_at <= sa.func.now(),
+                job.c.crashes >= CRASHES_BEFORE_SOLITUDE,
+            )
+        )
+    )
+
+
+_SET_LIMITS = """
+        SELECT set_config('statement_timeout', :statement_ms, true),
+               set_config('idle_in_transaction_session_timeout', :idle_ms, true),
+               set_config('lock_timeout', :lock_ms, true)
+"""
+_LIMIT = sa.text(_SET_LIMITS)
+_FENCE = sa.text(
+    f"""
+    WITH limits AS MATERIALIZED ({_SET_LIMITS})
+    SELECT job.id FROM limits, bulwark.job AS job
+     WHERE job.id = :job_id AND job.claim_id = :claim_id AND job.state = 'running'
+       FOR SHARE OF job
+    """
+)
+
+
+async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None) -> None:
+    """Prove that this claim still owns the job, and keep it so until the transaction ends.
+
+    Everything the transaction does commits only if the claim is still the current one. Without
+    limits, a statement and a pause may take as long as the job itself.
+    Raises ClaimLost when the job was taken back; the caller's transaction must then roll back.
+    """
+    limits = limits or Limits(statement_s=held.timeout_s, idle_s=held.timeout_s)
+    row = await session.execute(
+        _FENCE,
+        {"job_id": held.job_id, "claim_id": held.claim_id, **_milliseconds(limits)},
+    )
+    if row.one_or_none() is None:
+        raise ClaimLost
+
+
+async def _limit(session: AsyncSession, limits: Limits) -> None:
+    """Bound a transaction of the ledger's own, so that it holds no row for long."""
+    await session.execute(_LIMIT, _milliseconds(limits))
+
+
+def _milliseconds(limits: Limits) -> dict[str, str]:
+    return {
+        "statement_ms": str(round(limits.statement_s * 1000)),
+        "idle_ms": str(round(limits.idle_s * 1000)),
+        "lock_ms": str(round(limits.lock_s * 1000)),
+    }
+
+
+async def ended_by(session: AsyncSession, held: Claim) -> State | None:
+    """The state that this very claim left the job in; None if it is open or was taken back."""
+    return await session.scalar(
+        sa.select(job.c.state).where(
+            job.c.id == held.job_id,
+            job.c.claim_id == held.claim_id,
+            job.c.state != State.RUNNING,
+        )
+    )
+
+
+async def end(
+    session: AsyncSession,
+    held: Claim,
+    state: State,
+    *,
+    reason: Reason | None = None,
+    error: str | None = None,
+    outcome: Mapping[str, Any] | None = None,
+) -> None:
+    """Write how the job ended. Raises ClaimLost when this claim no longer owns it."""
+    await _leave_running(
+        session,
+        held,
+        state=state,
+        reason=reason,
+        error=error,
+        outcome=outcome,
+        finished_at=sa.func.now(),
+        attempt=job.c.attempt + (1 if state == State.FAILED else 0),
+    )
+
+
+async def requeue(
+    session: AsyncSession,
+    held: Claim,
+    reason: Reason,
+    *,
+    delay: timedelta = timedelta(0),
+    error: str | None = None,
+    costs_attempt: bool = False,
+) -> None:
+    """Put the job back into its queue, due after `delay`. Raises ClaimLost."""
+    due = sa.func.now() + delay
+    await _leave_running(
+        session,
+        held,
+        state=State.QUEUED,
+        reason=reason,
+        error=error,
+        run_at=due,
+        queued_at=sa.func.now(),
+        next_ring_at=due,
+        attempt=job.c.attempt + (1 if costs_attempt else 0),
+    )
+
+
+async def _leave_running(session: AsyncSession, held: Claim, **values: Any) -> None:
+    await _limit(session, BRIEF)
+    changed = await session.execute(
+        sa.update(job)
+        .where(
+            job.c.id == held.job_id,
+            job.c.claim_id == held.claim_id,
+            job.c.state == State.RUNNING,
+        )
+        .values(**values)
+        .returning(job.c.id)
+    )
+    if changed.one_or_none() is None:
+        raise ClaimLost

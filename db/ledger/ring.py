@@ -1,0 +1,70 @@
+"""Which queued jobs are to be rung, when, and with what number."""
+
+from collections.abc import Collection
+from datetime import timedelta
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.ledger.job import ENDED, RING_AGAIN, Ring, State, job
+
+RING_SLOWEST = timedelta(minutes=5)
+
+_DUE_RINGS = sa.text(
+    """
+    UPDATE bulwark.job AS job
+       SET ring = job.ring + 1,
+           next_ring_at = now() + greatest(:again, least(now() - job.queued_at, :slowest))
+      FROM (SELECT id FROM bulwark.job
+             WHERE state = 'queued' AND next_ring_at <= now()
+             ORDER BY next_ring_at LIMIT :most FOR UPDATE SKIP LOCKED) AS due
+     WHERE job.id = due.id
+    RETURNING job.id AS job_id, job.ring AS number, job.kind, job.queue, job.priority
+    """
+).bindparams(sa.bindparam("again", type_=sa.Interval), sa.bindparam("slowest", type_=sa.Interval))
+
+
+async def due_rings(session: AsyncSession, most: int) -> list[Ring]:
+    """Number the next ring of jobs that are due and unheard, and put off the one after.
+
+    A job is rung again after RING_AGAIN, then at intervals that grow with its age, since a ring
+    may be lost on the way.
+    """
+    rows = await session.execute(
+        _DUE_RINGS, {"most": most, "again": RING_AGAIN, "slowest": RING_SLOWEST}
+    )
+    return [Ring(**row._mapping) for row in rows]
+
+
+async def seconds_to_next_ring(session: AsyncSession) -> float | None:
+    """How long until some queued job is due for a ring; None when none waits."""
+    return await session.scalar(
+        sa.select(
+            sa.cast(sa.extract("epoch", sa.func.min(job.c.next_ring_at) - sa.func.now()), sa.Float)
+        ).where(job.c.state == State.QUEUED)
+    )
+
+
+async def ring_all_again(session: AsyncSession) -> int:
+    """Make every queued job due for a ring at its run time, and return how many there are.
+
+    For the time when Redis was wiped.
+    """
+    changed = await session.execute(
+        sa.update(job)
+        .where(job.c.state == State.QUEUED)
+        .values(next_ring_at=job.c.run_at)
+        .returning(job.c.id)
+    )
+    return len(changed.all())
+
+
+async def ended_among(session: AsyncSession, job_ids: Collection[UUID]) -> set[UUID]:
+    """Which of these jobs have ended."""
+    if not job_ids:
+        return set()
+    ended = await session.scalars(
+        sa.select(job.c.id).where(job.c.id.in_(job_ids), job.c.state.in_(ENDED))
+    )
+    return set(ended)

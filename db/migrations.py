@@ -1,0 +1,89 @@
+"""Bring a database to a revision of its migrations, and tell whether it is at the newest."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from db.errors import BulwarkError
+
+INI = Path(__file__).resolve().parent.parent / "alembic.ini"
+
+_one_at_a_time = threading.Lock()  # alembic keeps the running migration in module globals
+
+
+def upgrade(
+    database_url: str, revision: str = "head", *, lock_timeout_ms: int | None = None
+) -> None:
+    """Apply what is missing up to the revision; at the revision already, change nothing.
+
+    Waits for another process that migrates the same database. Blocks the caller, and may be called
+    where an event loop runs; connect to PostgreSQL itself, not to PgBouncer.
+    """
+    _run(command.upgrade, configuration(database_url, lock_timeout_ms), revision)
+
+
+def downgrade(database_url: str, revision: str, *, lock_timeout_ms: int | None = None) -> None:
+    """Undo the migrations after the revision, newest first; `base` undoes all, with the data."""
+    _run(command.downgrade, configuration(database_url, lock_timeout_ms), revision)
+
+
+def current_and_head(connection: sa.Connection) -> tuple[str | None, str]:
+    """The revision of the database, None for one never migrated, and the newest there is."""
+    head = ScriptDirectory.from_config(_scripts()).get_current_head()
+    if head is None:
+        raise BulwarkError(f"There are no migrations beside {INI}; restore alembic/versions.")
+    return MigrationContext.configure(connection).get_current_revision(), head
+
+
+async def is_at_head(engine: AsyncEngine) -> bool:
+    async with engine.connect() as connection:
+        current, head = await connection.run_sync(current_and_head)
+    return current == head
+
+
+def configuration(database_url: str, lock_timeout_ms: int | None = None) -> Config:
+    """For alembic's own commands, from any folder; leaves logging and sys.path as they are.
+
+    Nothing is read from the environment: to run migrations takes no models but the package's.
+    """
+    config = _scripts()
+    config.attributes["database_url"] = database_url
+    config.attributes["model_modules"] = ()
+    if lock_timeout_ms is not None:
+        config.attributes["lock_timeout_ms"] = lock_timeout_ms
+    return config
+
+
+def _scripts() -> Config:
+    if not INI.exists():
+        raise BulwarkError(f"{INI} is missing; run Bulwark from its folder or its image.")
+    config = Config(INI)
+    config.set_main_option("prepend_sys_path", "")
+    return config
+
+
+def _run(step: Callable[[Config, str], object], config: Config, revision: str) -> None:
+    """Take the step, in a thread of its own where an event loop runs: alembic starts another."""
+    with _one_at_a_time:
+        if not _in_event_loop():
+            step(config, revision)
+            return
+        with ThreadPoolExecutor(1, "migration") as thread:
+            thread.submit(step, config, revision).result()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""What the work is, one public module per job, and the names that jobs and producers import."""
+
+from jobs._bell import Bell
+from jobs._declaration import (
+    Job,
+    Jobs,
+    Outcome,
+    Payload,
+    chunked_job,
+    discover_jobs,
+    job,
+)
+from jobs._errors import (
+    DeclarationError,
+    IdempotencyConflict,
+    InputError,
+    JobError,
+    PayloadTooLarge,
+    Rejected,
+    TryLater,
+    UnknownJob,
+)
+from jobs._producer import Enqueued, Producer
+from jobs._run import ChunkedRun, ChunkEffect
+
+__all__ = [
+    "Bell",
+    "ChunkEffect",
+    "ChunkedRun",
+    "DeclarationError",
+    "Enqueued",
+    "IdempotencyConflict",
+    "InputError",
+    "Job",
+    "JobError",
+    "Jobs",
+    "Outcome",
+    "Payload",
+    "PayloadTooLarge",
+    "Producer",
+    "Rejected",
+    "TryLater",
+    "UnknownJob",
+    "chunked_job",
+    "discover_jobs",
+    "job",
+]

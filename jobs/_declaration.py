@@ -1,0 +1,257 @@
+"""How a job is declared: a payload class and one async function, in a module named after it.
+
+In jobs/rename_team.py, for example:
+
+    class RenameTeam(Payload):
+        team_id: int
+        name: str
+
+    @job(timeout_s=10)
+    async def rename_team(session: AsyncSession, payload: RenameTeam) -> None: ...
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_type_hints
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.ledger.job import PRIORITY_LIMIT
+from jobs._errors import DeclarationError, UnknownJob
+from jobs._run import ChunkedRun
+
+DEFAULT_QUEUE = "default"
+MAX_ATTEMPTS = 1000
+MAX_TIMEOUT_S = 7 * 24 * 3600
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_RANGES = {
+    "priority": (-PRIORITY_LIMIT, PRIORITY_LIMIT),
+    "attempts": (1, MAX_ATTEMPTS),
+    "max_attempts": (1, MAX_ATTEMPTS),
+    "timeout_s": (1, MAX_TIMEOUT_S),
+}
+
+
+class Payload(BaseModel):
+    """What a job is asked to do, as JSON in its row. Subclasses add the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+P = TypeVar("P", bound=Payload)
+Outcome = Mapping[str, Any] | None
+"""What a job reports when it has succeeded: kept as JSON in its row."""
+
+
+class Options(TypedDict, total=False):
+    """What a declaration may set for all jobs of its kind; each can be overridden when enqueued."""
+
+    queue: str
+    priority: int
+    max_attempts: int
+    timeout_s: int
+    max_age: timedelta
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The options of a kind. `max_age` bounds how long TryLater may put a job off."""
+
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    max_attempts: int = 5
+    timeout_s: int = 300
+    max_age: timedelta = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Job(Generic[P]):
+    """A declared job. `chunked` jobs open one transaction per chunk, others are given theirs."""
+
+    kind: str
+    payload: type[P]
+    run: Callable[[Any, P], Awaitable[Outcome]]
+    chunked: bool
+    closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+def job(
+    **options: Unpack[Options],
+) -> Callable[[Callable[[AsyncSession, P], Awaitable[Outcome]]], Job[P]]:
+    """Declare a job that fits in one transaction.
+
+    The function gets the open session, inside the fence; what it writes commits together with
+    the job's end. It must not commit, and may run more than once.
+    """
+    return lambda run: _declare(run, chunked=False, options=options)
+
+
+def chunked_job(
+    closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None,
+    **options: Unpack[Options],
+) -> Callable[[Callable[[ChunkedRun, P], Awaitable[Outcome]]], Job[P]]:
+    """Declare a job of many chunks, each committed in a transaction of its own with its receipt.
+
+    `closing` is called when the job has failed for good, to commit the verdicts of what it did not
+    reach; its own errors change nothing about how the job ended.
+    """
+    return lambda run: replace(_declare(run, chunked=True, options=options), closing=closing)
+
+
+def _declare(
+    run: Callable[[Any, P], Awaitable[Outcome]], *, chunked: bool, options: Options
+) -> Job[P]:
+    name = getattr(run, "__name__", repr(run))
+    known = [one.name for one in fields(Defaults)]
+    for option in options:
+        if option not in known:
+            raise DeclarationError(
+                f"job {name}: unknown option {option!r}{did_you_mean(option, known)}"
+            )
+    if problem := complaint(options):
+        raise DeclarationError(f"job {name}: {problem}")
+    if not inspect.iscoroutinefunction(run):
+        raise DeclarationError(f"job {name}: it must be an `async def` function")
+    return Job(name, _payload_class(run, name), run, chunked, defaults=Defaults(**options))
+
+
+def complaint(options: Mapping[str, Any]) -> str | None:
+    """What is wrong with the values of options, in one sentence; those that are None are right."""
+    for name, (least, most) in _RANGES.items():
+        value = options.get(name)
+        if value is not None and type(value) is not int:
+            return f"{name} {value!r} is not a whole number"
+        if value is not None and not least <= value <= most:
+            return f"{name} {value} is out of range; use {least} to {most}"
+    queue = options.get("queue")
+    if queue is not None and not (isinstance(queue, str) and _QUEUE_NAME.fullmatch(queue)):
+        return f"{queue!r} is not the name of a queue; use at most 63 letters, digits and _ . -"
+    max_age = options.get("max_age")
+    if max_age is not None and not (isinstance(max_age, timedelta) and max_age > timedelta(0)):
+        return f"max_age {max_age!r} is not a timedelta above zero"
+    return None
+
+
+def _payload_class(run: Callable[..., Any], name: str) -> type[Any]:
+    try:
+        hints = get_type_hints(run)
+    except NameError as error:
+        raise DeclarationError(
+            f"job {name}: an annotation cannot be read ({error}); import or define it at the "
+            "top of the module, outside `if TYPE_CHECKING`"
+        ) from None
+    parameters = list(inspect.signature(run).parameters)
+    payload = hints.get(parameters[1]) if len(parameters) == 2 else None
+    if not (isinstance(payload, type) and issubclass(payload, Payload)):
+        raise DeclarationError(
+            f"job {name}: its second of two parameters must be annotated with a Payload class"
+        )
+    return payload
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: a near one, or all there are."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else ""
+
+
+class Jobs:
+    """All declared jobs by kind."""
+
+    def __init__(self, declared: Iterable[Job[Any]]) -> None:
+        self._by_kind: dict[str, Job[Any]] = {}
+        for one in declared:
+            if one.kind in self._by_kind:
+                raise DeclarationError(
+                    f"two jobs are named {one.kind!r}: in {self._by_kind[one.kind].run.__module__} "
+                    f"and {one.run.__module__}; rename one"
+                )
+            self._by_kind[one.kind] = one
+        self._by_payload: dict[type[Payload], Job[Any]] = {}
+        for one in self._by_kind.values():
+            first = self._by_payload.setdefault(one.payload, one)
+            if first is not one:
+                raise DeclarationError(
+                    f"the jobs {first.kind!r} and {one.kind!r} both take a "
+                    f"{one.payload.__name__}; give each a payload class of its own"
+                )
+
+    def __getitem__(self, kind: str) -> Job[Any]:
+        try:
+            return self._by_kind[kind]
+        except KeyError:
+            raise UnknownJob(f"unknown job {kind!r}{did_you_mean(kind, self._by_kind)}") from None
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._by_kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_kind)
+
+    def __len__(self) -> int:
+        return len(self._by_kind)
+
+    def of(self, payload: Payload) -> Job[Any]:
+        """The job that takes this payload. Raises UnknownJob."""
+        try:
+            return self._by_payload[type(payload)]
+        except KeyError:
+            raise UnknownJob(
+                f"no job takes a {type(payload).__name__}; is its module named in the settings?"
+            ) from None
+
+
+def discover_jobs(extra_modules: Sequence[str] = ()) -> Jobs:
+    """Import every public module of the package `jobs`, and those named, and collect their jobs.
+
+    Of a named package every public module is imported. Raises DeclarationError when a module
+    cannot be imported, declares no job, or one that is not named like it.
+    """
+    names = [*_below(importlib.import_module("jobs"))]
+    for extra in extra_modules:
+        module = _imported(extra)
+        names += _below(module) if hasattr(module, "__path__") else [extra]
+    return Jobs(_job_of(_imported(name)) for name in dict.fromkeys(names))
+
+
+def _below(package: ModuleType) -> list[str]:
+    """The public modules of a package; none may take the place of a name that it gives out."""
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    if hidden := sorted({*names} & {*getattr(package, "__all__", ())}):
+        raise DeclarationError(
+            f"module {package.__name__}.{hidden[0]} hides a name of the package; rename it"
+        )
+    return [f"{package.__name__}.{name}" for name in sorted(names) if not name.startswith("_")]
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DeclarationError(f"the job module {name!r} cannot be imported: {error}") from error
+
+
+def _job_of(module: ModuleType) -> Job[Any]:
+    declared = [
+        one
+        for one in vars(module).values()
+        if isinstance(one, Job) and one.run.__module__ == module.__name__
+    ]
+    name = module.__name__.rpartition(".")[2]
+    if [one.kind for one in declared] != [name]:
+        raise DeclarationError(
+            f"module {module.__name__} must declare exactly one job, a function named {name!r}"
+        )
+    return declared[0]

@@ -1,0 +1,330 @@
+"""Which column of an input goes into which field of a model, and which rows are meant at all.
+
+club=team.name             column `club` names a team; its id goes into the foreign key
+club=team_id.name          the same, where several foreign keys lead to that table
+full_name=name             column `full_name` is the field `name`
+key='{name}|{position}'    the field `key` is made from columns
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
+from jobs._declaration import did_you_mean
+from jobs._errors import InputError
+
+OWN_PREFIX = "bulwark_"
+"""Columns that an export of rejects adds begin so; an import passes them over."""
+LIVE = "(deleted_at IS NULL)"
+
+
+class Absent:
+    """A value that a row does not have, which is another thing than None."""
+
+
+ABSENT = Absent()
+Values = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A column that names a row of another table by its natural key.
+
+    `target` is the column of that row whose value goes into the field.
+    """
+
+    column: str
+    index: int
+    field: str
+    table: str
+    key: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the payload says about columns."""
+
+    map: Mapping[str, str]
+    constants: Mapping[str, Any]
+    where: Mapping[str, str]
+    ignore: Sequence[str]
+    ignore_unknown: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one input's rows become the fields of a model.
+
+    `sources` tells for each field from which column a person would mend it.
+    """
+
+    direct: tuple[tuple[str, int], ...]
+    made: tuple[tuple[str, Callable[[Values], str | None]], ...]
+    constants: Mapping[str, Any]
+    references: tuple[Reference, ...]
+    filters: tuple[tuple[int, str], ...]
+    sources: Mapping[str, str]
+
+    def selects(self, values: Values) -> bool:
+        """Whether the row is part of the input at all."""
+        return all(_text(values[index]) == wanted for index, wanted in self.filters)
+
+    def fields(self, values: Values) -> dict[str, Any]:
+        """The row's fields, without those that references will give."""
+        row = {name: value for name, i in self.direct if (value := values[i]) is not ABSENT}
+        for name, make in self.made:
+            row[name] = make(values)
+        if self.constants:
+            row.update(self.constants)
+        return row
+
+
+def _text(value: Any) -> str:
+    """The value as a CSV would have it; one that is no text as JSON has it."""
+    if value is None or value is ABSENT:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def make_plan(
+    request: Request, columns: Sequence[str], model: str, create: type[BaseModel], facts: TableFacts
+) -> Plan:
+    """Match the input's columns with the model's fields.
+
+    Raises InputError on a column, field or table that is not known, on a field that is given
+    twice, on one that must be given and is not, and on columns that lead nowhere.
+    """
+    return _Planner(request, list(columns), model, create, facts).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        request: Request,
+        columns: list[str],
+        model: str,
+        create: type[BaseModel],
+        facts: TableFacts,
+    ) -> None:
+        self._request = request
+        self._columns = columns
+        self._index = {name: index for index, name in enumerate(columns)}
+        self._model = model
+        self._create = create
+        self._facts = facts
+        self._used: set[str] = set()
+        self._sources: dict[str, str] = {}
+        self._givers: dict[str, str] = {}
+        self._direct: list[tuple[str, int]] = []
+        self._made: list[tuple[str, Callable[[Values], str | None]]] = []
+        self._references: list[Reference] = []
+
+    def plan(self) -> Plan:
+        for field in self._request.constants:
+            self._give(field, field, "a constant")
+        if not self._columns and not self._request.where:
+            return self._plan(())  # rows in a payload may be none at all: nothing is missing then
+        for left, right in self._request.map.items():
+            self._map(left, right)
+        filters = tuple(
+            (self._column(name, "--where"), wanted) for name, wanted in self._request.where.items()
+        )
+        self._take_by_name()
+        self._require_all_used()
+        self._require_all_given()
+        return self._plan(filters)
+
+    def _plan(self, filters: tuple[tuple[int, str], ...]) -> Plan:
+        return Plan(
+            tuple(self._direct),
+            tuple(self._made),
+            dict(self._request.constants),
+            tuple(self._references),
+            filters,
+            self._sources,
+        )
+
+    def _map(self, left: str, right: str) -> None:
+        if "{" in right:
+            self._give(left, left, f"--map {left}={right}")
+            self._made.append((left, self._template(left, right)))
+            return
+        index = self._column(left, "--map")
+        table, dot, key = right.partition(".")
+        if dot:
+            place = f"--map {left}={right}"
+            found = self._foreign_key(table, place)
+            (field,), (target,) = found.columns, found.table_columns
+            self._give(field, left, place)
+            self._references.append(Reference(left, index, field, _bare(found), key, target))
+        else:
+            self._give(right, left, f"--map {left}={right}")
+            self._direct.append((right, index))
+
+    def _column(self, name: str, place: str) -> int:
+        if name not in self._index:
+            raise InputError(
+                f"{place}: the input has no column {name!r}{did_you_mean(name, self._columns)}"
+            )
+        self._used.add(name)
+        return self._index[name]
+
+    def _give(self, field: str, source: str, giver: str) -> None:
+        known = self._create.model_fields
+        if field not in known:
+            raise InputError(f"{self._model} has no field {field!r}{did_you_mean(field, known)}")
+        if field in self._sources:
+            raise InputError(
+                f"{self._model}.{field} is given twice, by {self._givers[field]} and by {giver}; "
+                "leave one out"
+            )
+        self._sources[field] = source
+        self._givers[field] = giver
+
+    def _template(self, field: str, template: str) -> Callable[[Values], str | None]:
+        try:
+            parsed = list(Formatter().parse(template))
+        except ValueError as error:
+            raise InputError(f"--map {field}={template}: {error}; write {{{{ for a brace") from None
+        pieces: list[tuple[str, int | None]] = []
+        for literal, name, spec, conversion in parsed:
+            column = f"{name}!{conversion}" if name and conversion else name
+            column = f"{column}:{spec}" if column and spec else column
+            index = None if column is None else self._column(column, f"--map {field}={template}")
+            pieces.append((literal, index))
+
+        def fill(values: Values) -> str | None:
+            text = "".join(
+                literal + ("" if index is None else _text(values[index]))
+                for literal, index in pieces
+            )
+            return text or None
+
+        return fill
+
+    def _foreign_key(self, name: str, place: str) -> ForeignKey:
+        keys = [key for key in self._facts.foreign_keys if len(key.columns) == 1]
+        by_column = [key for key in keys if key.columns[0] == name]
+        by_table = [key for key in keys if _bare(key) == name]
+        found = by_column or by_table
+        if not found:
+            known = {_bare(key) for key in keys} | {key.columns[0] for key in keys}
+            raise InputError(
+                f"{place}: {self._model} has no foreign key to {name!r}{did_you_mean(name, known)}"
+            )
+        if len(found) > 1:
+            names = ", ".join(key.columns[0] for key in found)
+            raise InputError(f"{place}: several foreign keys lead there; name one of {names}")
+        if _bare(found[0]) == self._model:
+            raise InputError(
+                f"{place}: rows of one input cannot name each other; import the parents first, "
+                f"then give {found[0].columns[0]}"
+            )
+        return found[0]
+
+    def _take_by_name(self) -> None:
+        """Columns that are named like a field; one that was put to use otherwise need not be it."""
+        for name, index in self._index.items():
+            mapped = name in self._request.map and "{" not in self._request.map[name]
+            spare = name in self._sources and name in self._used
+            if (
+                name in self._create.model_fields
+                and name not in self._request.ignore
+                and not mapped
+                and not spare
+            ):
+                self._give(name, name, f"the column {name!r}, which --ignore passes over")
+                self._used.add(name)
+                self._direct.append((name, index))
+
+    def _require_all_used(self) -> None:
+        for name in self._request.ignore:
+            self._column(name, "--ignore")
+        unused = [
+            name
+            for name in self._columns
+            if name not in self._used and not name.startswith(OWN_PREFIX)
+        ]
+        if unused and not self._request.ignore_unknown:
+            first = unused[0]
+            near = did_you_mean(first, self._create.model_fields)
+            others = f" (nor have {len(unused) - 1} more columns)" if len(unused) > 1 else ""
+            raise InputError(
+                f"column {first!r} has no field in {self._model}{others}{near}; map it with --map, "
+                "leave it out with --ignore, or all such columns with --ignore-unknown"
+                f"{self._hint()}"
+            )
+
+    def _hint(self) -> str:
+        """A word about the first line when it looks as if it named no columns."""
+        if self._sources.keys() - self._request.constants.keys():
+            return ""
+        return " (does the first line of the input name the columns?)"
+
+    def _require_all_given(self) -> None:
+        for name, field in self._create.model_fields.items():
+            if field.is_required() and name not in self._sources:
+                raise InputError(
+                    f"{self._model}.{name} must be given and no column of the input is named so "
+                    f"(columns: {', '.join(self._columns)}); does the first line name the columns? "
+                    f"Map one with --map COLUMN={name}"
+                )
+        given = {*self._sources, *defaulted(self._create)}
+        if _has_validators(self._create):
+            given.update(self._create.model_fields)
+        for name in self._facts.unmet(given):
+            raise InputError(f"{self._model}.{name} must have a value and nothing gives it one")
+
+
+def _bare(key: ForeignKey) -> str:
+    return key.table.rpartition(".")[2].strip('"')
+
+
+def defaulted(create: type[BaseModel]) -> list[str]:
+    """Fields that the Create class itself gives a value when the input has none."""
+    return [
+        name
+        for name, field in create.model_fields.items()
+        if not field.is_required() and (field.default is not None or field.default_factory)
+    ]
+
+
+def _has_validators(create: type[BaseModel]) -> bool:
+    """Whether the Create class has code of its own, which may fill fields that have no default."""
+    own = create.__pydantic_decorators__
+    return bool(own.model_validators or own.field_validators)
+
+
+def natural_key(table: sa.Table, facts: TableFacts, name: str) -> sa.Column[Any]:
+    """The column by which an input may name rows of the table: text, and unique.
+
+    Raises InputError on any other.
+    """
+    columns = table.columns.keys()
+    if name not in columns:
+        raise InputError(f"{table.name} has no column {name!r}{did_you_mean(name, columns)}")
+    column: sa.Column[Any] = table.c[name]
+    naming = [one for one in columns if _names_a_row(table.c[one], facts.unique_indexes)]
+    if name not in naming:
+        keys = ", ".join(naming) or "an id"
+        raise InputError(
+            f"{table.name}.{name} is no unique text, so it cannot name a row; use {keys}"
+        )
+    return column
+
+
+def _names_a_row(column: sa.Column[Any], indexes: Sequence[UniqueIndex]) -> bool:
+    kind = column.type
+    while isinstance(kind, sa.TypeDecorator):
+        kind = kind.impl_instance
+    if not isinstance(kind, sa.String) or isinstance(kind, sa.Enum):
+        return False
+    spelt = ((column.name,), (quote(column.name),))
+    return any(one.keys in spelt and one.predicate in (None, LIVE) for one in indexes)

@@ -1,0 +1,296 @@
+"""Enqueueing: the job row first, in PostgreSQL, and after its commit a ring in Redis."""
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import structlog
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from uuid6 import uuid7
+
+from db.ledger import idempotency, job
+from db.ledger.idempotency import Key
+from db.ledger.job import Ring
+from db.transaction import transaction
+from jobs._after_commit import after_commit
+from jobs._bell import Bell
+from jobs._declaration import Jobs, Payload, complaint
+from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge
+
+MAX_PAYLOAD_BYTES = 1024 * 1024
+MAX_TEXT_BYTES = 500
+RING_TIMEOUT_S = 2.0
+"""How long an enqueue may wait for Redis: the job is accepted, and the relay will ring it."""
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+T = TypeVar("T")
+log = structlog.get_logger("bulwark.producer")
+
+
+def new_job_id() -> UUID:
+    """A fresh UUIDv7: job ids sort by the time they were made."""
+    return UUID(int=uuid7().int)
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """An accepted job; `created` is false when the idempotency key had accepted it before."""
+
+    job_id: UUID
+    created: bool
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a job is enqueued; None leaves it to the job's declaration.
+
+    `attempts` is how often it may fail, `timeout_s` the seconds that one run may take; a higher
+    `priority`, from -9 to 9, runs first.
+    """
+
+    run_at: datetime | None = None
+    queue: str | None = None
+    priority: int | None = None
+    attempts: int | None = None
+    timeout_s: int | None = None
+    actor: str | None = None
+    correlation_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.run_at is not None and self.run_at.tzinfo is None:
+            raise JobError(f"run_at {self.run_at} has no time zone; give one")
+        if problem := complaint(vars(self)):
+            raise JobError(problem)
+        for name in ("actor", "correlation_id"):
+            _check_text(name, getattr(self, name))
+
+
+class Producer:
+    """Accepts jobs. Without a bell the relay of a worker rings them within a second."""
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[AsyncSession],
+        jobs: Jobs,
+        bell: Bell | None = None,
+        *,
+        idempotency_retention: timedelta = timedelta(days=7),
+    ) -> None:
+        self._sessions = sessions
+        self._jobs = jobs
+        self._bell = bell
+        self._retention = idempotency_retention
+
+    async def enqueue(
+        self,
+        payload: Payload,
+        *,
+        session: AsyncSession | None = None,
+        idempotency_key: str | None = None,
+        job_id: UUID | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        attempts: int | None = None,
+        timeout_s: int | None = None,
+        actor: str | None = None,
+        correlation_id: str | None = None,
+    ) -> Enqueued:
+        """Accept one job.
+
+        With the caller's own `session` the row is part of the caller's transaction, and the ring
+        goes out when, and only when, that commits. Otherwise the job is accepted on return.
+        Raises PayloadTooLarge, IdempotencyConflict, UnknownJob.
+        """
+        terms = Terms(run_at, queue, priority, attempts, timeout_s, actor, correlation_id)
+        keys = None if idempotency_key is None else [idempotency_key]
+        return (await self._enqueue([payload], session, keys, terms, job_id))[0]
+
+    async def enqueue_many(
+        self,
+        payloads: Sequence[Payload],
+        *,
+        session: AsyncSession | None = None,
+        idempotency_keys: Sequence[str] | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        attempts: int | None = None,
+        timeout_s: int | None = None,
+        actor: str | None = None,
+        correlation_id: str | None = None,
+    ) -> list[Enqueued]:
+        """Accept many jobs, all or none, in one statement and one pipeline; see `enqueue`."""
+        terms = Terms(run_at, queue, priority, attempts, timeout_s, actor, correlation_id)
+        return await self._enqueue(payloads, session, idempotency_keys, terms)
+
+    async def _enqueue(
+        self,
+        payloads: Sequence[Payload],
+        session: AsyncSession | None,
+        keys: Sequence[str] | None,
+        terms: Terms,
+        job_id: UUID | None = None,
+    ) -> list[Enqueued]:
+        if keys is not None and len(keys) != len(payloads):
+            raise JobError(f"{len(payloads)} payloads came with {len(keys)} idempotency keys")
+        for key in keys or ():
+            _check_text("idempotency key", key)
+        rows = [self._row(payload, terms) for payload in payloads]
+        if not rows:
+            return []
+        if job_id is not None:
+            rows[0]["id"] = job_id
+        if session is not None:
+            return await self._accept_within(session, rows, keys, terms.run_at)
+        return await self.in_transaction(lambda own: self._accept(own, rows, keys, terms.run_at))
+
+    async def in_transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Run work that enqueues with the given session, in a transaction of its own.
+
+        The work may run more than once; ids that it must not change it has to make before.
+        """
+        return await transaction(self._sessions, work, name="job.enqueue", receipted=True)
+
+    def _row(self, payload: Payload, terms: Terms) -> dict[str, Any]:
+        declared = self._jobs.of(payload)
+        defaults = declared.defaults
+        return {
+            "id": new_job_id(),
+            "kind": declared.kind,
+            "payload": _to_json(payload, declared.kind),
+            "digest": _digest(payload, declared.kind),
+            "queue": _given(terms.queue, defaults.queue),
+            "priority": _given(terms.priority, defaults.priority),
+            "max_attempts": _given(terms.attempts, defaults.max_attempts),
+            "timeout_s": _given(terms.timeout_s, defaults.timeout_s),
+            "actor": terms.actor,
+            "correlation_id": terms.correlation_id,
+        }
+
+    async def _accept_within(
+        self,
+        session: AsyncSession,
+        rows: list[dict[str, Any]],
+        keys: Sequence[str] | None,
+        run_at: datetime | None,
+    ) -> list[Enqueued]:
+        """Accept in the caller's transaction, and leave no key there when one is in conflict."""
+        if keys is None:
+            return await self._accept(session, rows, keys, run_at)
+        async with session.begin_nested():
+            return await self._accept(session, rows, keys, run_at)
+
+    async def _accept(
+        self,
+        session: AsyncSession,
+        rows: list[dict[str, Any]],
+        keys: Sequence[str] | None,
+        run_at: datetime | None,
+    ) -> list[Enqueued]:
+        accepted = [Enqueued(row["id"], True) for row in rows]
+        if keys is not None:
+            accepted = await self._keep_keys(session, rows, keys)
+        ids = {one.job_id for one in accepted if one.created}
+        new = [row for row in rows if row["id"] in ids]
+        rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
+        after_commit(session, lambda: self._ring(rings))
+        return accepted
+
+    async def _keep_keys(
+        self, session: AsyncSession, rows: list[dict[str, Any]], keys: Sequence[str]
+    ) -> list[Enqueued]:
+        wanted: dict[str, Key] = {}
+        digests = [row["digest"] for row in rows]
+        for row, key, digest in zip(rows, keys, digests, strict=True):
+            if wanted.setdefault(key, Key(key, row["id"], digest)).digest != digest:
+                raise IdempotencyConflict(
+                    f"idempotency key {key!r} stands beside two different payloads; use a new key"
+                )
+        kept = await idempotency.keep_keys(session, list(wanted.values()), self._retention)
+        for key, digest in zip(keys, digests, strict=True):
+            if kept[key].digest != digest:
+                raise IdempotencyConflict(
+                    f"idempotency key {key!r} was used with another payload, by job "
+                    f"{kept[key].job_id}; use a new key"
+                )
+        return [
+            Enqueued(kept[key].job_id, kept[key].job_id == row["id"])
+            for row, key in zip(rows, keys, strict=True)
+        ]
+
+    async def _ring(self, rings: Sequence[Ring]) -> None:
+        if self._bell is None:
+            return
+        try:
+            async with asyncio.timeout(RING_TIMEOUT_S):
+                await self._bell.ring(rings)
+        except (RedisError, OSError) as error:
+            reason = str(error) or f"no answer within {RING_TIMEOUT_S} s"
+            log.warning("ring.failed", jobs=len(rings), reason=reason, remedy="the relay rings")
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _check_text(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise JobError(f"the {name} is not valid Unicode; mend it") from None
+    if not 1 <= size <= MAX_TEXT_BYTES or "\0" in value:
+        raise JobError(f"the {name} must have 1 to {MAX_TEXT_BYTES} bytes, and no NUL among them")
+
+
+def _to_json(payload: Payload, kind: str) -> str:
+    """The payload as its row will hold it. Raises JobError when a worker could not read it back."""
+    try:
+        text = payload.model_dump_json(by_alias=True, round_trip=True)
+    except PydanticSerializationError:
+        raise JobError(
+            f"the payload of {kind} cannot be written as JSON; use text that is valid Unicode, "
+            "and types that JSON knows"
+        ) from None
+    if (size := len(text.encode())) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"the payload of {kind} has {size:,} bytes, more than "
+            f"{MAX_PAYLOAD_BYTES:,}; put the rows in a file and import that"
+        )
+    if _NUL.search(text):
+        raise JobError(f"the payload of {kind} holds a NUL, which PostgreSQL cannot; remove it")
+    if changed := _changed_by_json(payload, text):
+        raise JobError(
+            f"the payload of {kind} would reach the worker with another {', '.join(changed)}; "
+            "give it values that JSON can carry (NaN, infinity and secrets it cannot)"
+        )
+    return text
+
+
+def _changed_by_json(payload: Payload, text: str) -> list[str]:
+    """The fields that the worker would read otherwise, or could not read."""
+    try:
+        back = type(payload).model_validate(json.loads(text))
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        return sorted({str(one["loc"][0]) if one["loc"] else "content" for one in problems})
+    return [
+        name for name in type(payload).model_fields if getattr(back, name) != getattr(payload, name)
+    ]
+
+
+def _digest(payload: Payload, kind: str) -> bytes:
+    """What tells payloads apart; neither the order of names does, nor a default left as it is."""
+    text = payload.model_dump_json(exclude_defaults=True, by_alias=True, round_trip=True)
+    content = json.dumps(json.loads(text), sort_keys=True)
+    return hashlib.sha256(f"{kind}\n{content}".encode()).digest()

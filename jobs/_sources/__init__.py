@@ -1,0 +1,1 @@
+"""Inputs read as streams, whatever their size."""

@@ -1,0 +1,64 @@
+"""Enqueueing an import of a file: its bytes go into the spool with the job's row."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.ledger import spool
+from jobs._errors import InputError
+from jobs._input import Spooled
+from jobs._producer import Enqueued, Producer, new_job_id
+from jobs._sources.source import FileSource, inspect
+from jobs._sources.spool import pack_part
+from jobs.insert_rows import InsertRows
+
+PART_BYTES = 1024 * 1024
+
+
+async def enqueue_file(
+    producer: Producer, path: Path, request: dict[str, Any], **terms: Any
+) -> Enqueued:
+    """Accept an import of the file: spool and job are there together, or neither is.
+
+    `request` holds the fields of InsertRows but its source, `terms` what `Producer.enqueue`
+    takes. Raises InputError when the file is empty, damaged, or changes while it is read.
+    """
+    job_id = new_job_id()
+    with await asyncio.to_thread(_open, path) as file:
+        found = await asyncio.to_thread(inspect, file)
+        source = Spooled(type="spooled", name=path.name, part_bytes=PART_BYTES, **found._asdict())
+        payload = InsertRows(**request, source=source)
+
+        async def accept(session: AsyncSession) -> Enqueued:
+            """After a lost answer to COMMIT the job and its parts may be there already."""
+            accepted = await producer.enqueue(payload, session=session, job_id=job_id, **terms)
+            if accepted.created and await spool.read_part(session, job_id, 0) is None:
+                await spool.write_parts(session, job_id, _parts(file, source))
+            return accepted
+
+        return await producer.in_transaction(accept)
+
+
+def _open(path: Path) -> FileSource:
+    """The producer may read what it names; the allowed folders are those of workers."""
+    return FileSource(path, [path.resolve().parent])
+
+
+async def _parts(file: FileSource, source: Spooled) -> AsyncIterator[bytes]:
+    """The packed parts; InputError when their bytes are not those that were inspected."""
+    digest = hashlib.sha256()
+    held = b""
+    for block in file.raw_blocks():
+        digest.update(block)
+        held += block
+        while len(held) >= PART_BYTES:
+            yield await asyncio.to_thread(pack_part, held[:PART_BYTES], source.compression)
+            held = held[PART_BYTES:]
+    if held:
+        yield await asyncio.to_thread(pack_part, held, source.compression)
+    if digest.hexdigest() != source.sha256:
+        raise InputError(f"the file {source.name} changed while it was read; try again")

@@ -1,0 +1,85 @@
+"""Insert rows into any registered table, each validated by the model's Create class."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from db.errors import UnknownModel
+from db.ledger import chunk
+from jobs._declaration import Outcome, Payload, chunked_job
+from jobs._errors import Rejected
+from jobs._input import InPlace, Spooled, open_input
+from jobs._insertion import Insertion, Rules
+from jobs._mapping import Request
+from jobs._run import ChunkedRun
+
+
+class InsertRows(Payload):
+    """What to insert, from where, and what to do about rows that do not fit.
+
+    `map`, `constants`, `where`, `ignore` and `ignore_unknown` say what the columns mean.
+    `on_conflict` is about rows that clash with a unique index: reject them, or skip them.
+    `on_invalid` abort ends the job at the first reject, `max_rejects` at the first one too many.
+    """
+
+    table: str
+    rows: list[dict[str, JsonValue]] | None = None
+    source: Annotated[InPlace | Spooled, Field(discriminator="type")] | None = None
+    map: dict[str, str] = {}
+    constants: dict[str, JsonValue] = {}
+    where: dict[str, str] = {}
+    ignore: list[str] = []
+    ignore_unknown: bool = False
+    on_conflict: Literal["reject", "skip"] = "reject"
+    on_invalid: Literal["reject", "abort"] = "reject"
+    max_rejects: Annotated[int, Field(ge=0)] | None = None
+    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    chunk_bytes: Annotated[int, Field(ge=1024, le=8 * 1024 * 1024)] = 4 * 1024 * 1024
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "InsertRows":
+        if (self.rows is None) == (self.source is None):
+            raise ValueError("give either rows or a source")
+        return self
+
+    @property
+    def rules(self) -> Rules:
+        """How the rows are to be inserted; to abort at the first reject is to allow none."""
+        most = 0 if self.on_invalid == "abort" else self.max_rejects
+        return Rules(self.chunk_rows, self.chunk_bytes, self.on_conflict, most)
+
+    @property
+    def request(self) -> Request:
+        """What the columns mean."""
+        return Request(self.map, self.constants, self.where, self.ignore, self.ignore_unknown)
+
+
+async def count_the_rest(run: ChunkedRun, payload: InsertRows) -> None:
+    """Give the rows that a failed import did not reach their verdict."""
+    async with _insertion(run, payload) as insertion:
+        await insertion.count_the_rest()
+
+
+@chunked_job(count_the_rest, timeout_s=24 * 3600)
+async def insert_rows(run: ChunkedRun, payload: InsertRows) -> Outcome:
+    """Insert what the payload names, a transaction per chunk, in input order.
+
+    A run after an interruption continues behind the last committed chunk. Every row gets a
+    verdict: inserted, skipped, rejected, or not_reached when the job ends early.
+    """
+    async with _insertion(run, payload) as insertion:
+        await insertion.insert_all()
+    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
+    return {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
+
+
+@asynccontextmanager
+async def _insertion(run: ChunkedRun, payload: InsertRows) -> AsyncIterator[Insertion]:
+    try:
+        model = run.models.get(payload.table)
+    except UnknownModel as error:
+        raise Rejected(str(error)) from None
+    async with open_input(run, payload.rows, payload.source, run.import_folders) as source:
+        yield await Insertion.begin(run, payload.rules, payload.request, model, source)

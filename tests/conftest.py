@@ -1,0 +1,101 @@
+"""Real servers for every test: a database of its own, and an empty Valkey."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+import redis
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from worker.embedded import Embedded, EmbeddedValkey, embedded_servers
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "template_bulwark"
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Embedded]:
+    """PostgreSQL and Valkey shared by the tests; whoever must stop one starts its own."""
+    with embedded_servers(durable=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(servers: Embedded) -> str:
+    """A database at the newest migration, from which each test's own is copied."""
+    _administer(servers, f"CREATE DATABASE {TEMPLATE}")
+    config = Config(ROOT / "alembic.ini")
+    config.attributes["database_url"] = _database_url(servers, TEMPLATE)
+    command.upgrade(config, "head")
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(servers: Embedded, template: str) -> Iterator[str]:
+    """A migrated database that no other test sees; it disappears with its connections."""
+    with new_database(servers, template) as url:
+        yield url
+
+
+@contextmanager
+def new_database(servers: Embedded, template: str) -> Iterator[str]:
+    """For tests that need more than one database."""
+    name = f"test_{next(_numbers)}"
+    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _database_url(servers, name)
+    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on the test's database."""
+    engine = create_async_engine(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    """Sessions on the test's database, whose objects stay readable after a commit."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+@pytest.fixture
+def redis_url(servers: Embedded) -> str:
+    """An empty logical database; pub/sub channels are shared by all of them."""
+    number = next(_numbers) % EmbeddedValkey.databases
+    url = servers.redis_url.removesuffix("/0") + f"/{number}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+def _database_url(servers: Embedded, name: str) -> str:
+    url = make_url(servers.database_url).set(database=name)
+    return url.render_as_string(hide_password=False)
+
+
+def _administer(servers: Embedded, statement: str) -> None:
+    asyncio.run(_execute(servers.database_url.replace("+asyncpg", ""), statement))
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -1,0 +1,140 @@
+"""A TCP proxy in front of PostgreSQL that cuts, or holds up, the connection at a message."""
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+COMMIT = b"COMMIT;\x00"  # the end of asyncpg's simple query message
+_BLOCK_BYTES = 65536
+
+
+class Cut(Enum):
+    """Which part of the conversation about the message gets lost."""
+
+    QUESTION = "the message never reaches the server"
+    ANSWER = "the server has answered, the client does not hear it"
+    CLIENT = "the client is cut off while the server is still at it"
+
+
+class Proxy:
+    """Forwards to a Unix socket, and cuts where it has been told to."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._socket_path = socket_path
+        self._armed: list[tuple[bytes, Cut]] = []
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._held_at: bytes | None = None
+        self._released = asyncio.Event()
+        self.cuts: list[Cut] = []
+        self.holds = asyncio.Event()
+
+    def arm(self, *cuts: Cut, at: bytes = COMMIT) -> None:
+        """Cut at the next messages with these bytes in them, one after the other."""
+        self._armed += [(at, cut) for cut in cuts]
+
+    def hold(self, at: bytes) -> None:
+        """Keep back the next message with these bytes in it, and what follows, until `release`."""
+        self._held_at = at
+
+    def release(self) -> None:
+        """Let through what is held, from now on."""
+        self._released.set()
+
+    async def let_pass(self, block: bytes) -> None:
+        """Return once the block may go on."""
+        if self._held_at is not None and self._held_at in block:
+            self._held_at = None
+            self.holds.set()
+            await self._released.wait()
+
+    def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
+        """Carry one connection until either side ends it."""
+        conversation = asyncio.create_task(self._carry(client, to_client))
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
+
+    async def close(self) -> None:
+        """Cut every connection that is still open."""
+        for conversation in self._conversations:
+            conversation.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+    async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
+        server, to_server = await asyncio.open_unix_connection(self._socket_path)
+        conversation = _Conversation(self, to_client, to_server)
+        try:
+            await asyncio.gather(conversation.ask(client), conversation.answer(server))
+        finally:
+            conversation.end()
+
+    def take_cut(self, block: bytes) -> Cut | None:
+        """The cut that is due at these bytes; each is given once."""
+        if not self._armed or self._armed[0][0] not in block:
+            return None
+        _, cut = self._armed.pop(0)
+        self.cuts.append(cut)
+        return cut
+
+
+class _Conversation:
+    def __init__(self, proxy: Proxy, to_client: StreamWriter, to_server: StreamWriter) -> None:
+        self._proxy = proxy
+        self._to_client = to_client
+        self._to_server = to_server
+        self._answer_is_lost = False
+
+    async def ask(self, client: StreamReader) -> None:
+        async for block in _blocks(client):
+            await self._proxy.let_pass(block)
+            cut = self._proxy.take_cut(block)
+            if cut is Cut.QUESTION:
+                break
+            self._answer_is_lost = cut is Cut.ANSWER
+            self._to_server.write(block)
+            if cut is Cut.CLIENT:
+                self._to_client.transport.abort()
+                return
+        self.end()
+
+    async def answer(self, server: StreamReader) -> None:
+        async for block in _blocks(server):
+            if self._answer_is_lost or self._to_client.is_closing():
+                break
+            self._to_client.write(block)
+        self.end()
+
+    def end(self) -> None:
+        self._to_client.transport.abort()
+        self._to_server.transport.abort()
+
+
+async def _blocks(reader: StreamReader) -> AsyncIterator[bytes]:
+    try:
+        while block := await reader.read(_BLOCK_BYTES):
+            yield block
+    except ConnectionError:
+        return
+
+
+@asynccontextmanager
+async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy, and the URL that leads through it to the same database."""
+    url = make_url(database_url)
+    proxy = Proxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.query.get('port', '5432')}")
+    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
+    try:
+        yield (
+            proxy,
+            through.update_query_dict({"ssl": "disable"}).render_as_string(hide_password=False),
+        )
+    finally:
+        server.close()
+        await proxy.close()
+        await server.wait_closed()

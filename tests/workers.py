@@ -1,0 +1,94 @@
+"""Worker processes of the tests' own, and waiting for what they do."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+ROOT = Path(__file__).parents[1]
+_RUN = "from worker.main import run_worker; from worker.settings import load_settings; "
+T = TypeVar("T")
+
+
+def environment(database_url: str, redis_url: str, **settings: str) -> dict[str, str]:
+    """The environment of a process that works on these servers, without any other setting."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("BULWARK_")}
+    given = {f"BULWARK_{name.upper()}": value for name, value in settings.items()}
+    return {
+        **inherited,
+        "PYTHONPATH": str(ROOT),
+        "BULWARK_DATABASE_URL": database_url,
+        "BULWARK_REDIS_URL": redis_url,
+        **given,
+    }
+
+
+class WorkerProcess:
+    """A real worker in a process of its own."""
+
+    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _RUN + "run_worker(load_settings())"],
+                env=dict(env),
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.pid = self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a crash would, and bury it."""
+        self._process.kill()
+        self._process.wait()
+
+    def terminate(self, timeout_s: float = 30.0) -> int:
+        """Ask it to stop and return its exit code."""
+        self._process.terminate()
+        return self._process.wait(timeout_s)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+
+@contextmanager
+def workers(folder: Path) -> Iterator[Callable[[Mapping[str, str]], WorkerProcess]]:
+    """Starts workers; all that are left at the end are killed."""
+    started: list[WorkerProcess] = []
+
+    def start(env: Mapping[str, str]) -> WorkerProcess:
+        started.append(WorkerProcess(env, folder / f"worker-{len(started)}.log"))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for one in started:
+            if one.running:
+                one.signal(signal.SIGCONT)
+                one.kill()
+
+
+async def until(
+    question: Callable[[], Awaitable[T | None]], what: str, timeout_s: float = 30.0
+) -> T:
+    """Ask until there is an answer; when there is none in time, fail with what was awaited."""
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        answer = await question()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline_s, f"within {timeout_s} s it was not seen that {what}"
+        await asyncio.sleep(0.01)  # the pause between two questions, not a wait for an effect

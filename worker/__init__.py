@@ -1,0 +1,1 @@
+"""Processes: everything that reads the environment, starts something or watches a clock."""

@@ -1,0 +1,33 @@
+"""The frame of the command line: known errors end it with one sentence and an exit code."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from worker.exit_codes import KNOWN_ERRORS, ExitCode, explain
+
+
+class CommandGroup(TyperGroup):
+    """Tells every error that is known in one sentence, and lets the others keep their traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            sys.exit(super().main(args, *rest, **extra))
+        except typer.TyperException as error:
+            end(error.format_message(), error.exit_code)
+        except typer.Abort:
+            sys.exit(ExitCode.INTERRUPTED)
+        except KNOWN_ERRORS as error:
+            if (failure := explain(error)) is None:
+                raise
+            end(failure.sentence, failure.code)
+
+
+def end(sentence: str, code: int) -> NoReturn:
+    """Say on stderr why the command ends, and end it."""
+    typer.echo(f"bulwark: {sentence}", err=True)
+    sys.exit(code)

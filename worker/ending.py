@@ -1,0 +1,136 @@
+"""The ways in which a run can end: what is written to the job's row and said in the log."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.errors import ClaimLost
+from db.ledger import job
+from db.ledger.job import Claim, Reason, State
+from db.retry import job_backoff_s
+from jobs._declaration import Outcome
+from jobs._errors import TryLater
+
+MAX_ERROR_CHARS = 4000
+log = structlog.get_logger("bulwark.execution")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: what is written to the job's row, and what the log says once it is."""
+
+    state: State
+    write: Callable[[AsyncSession], Awaitable[None]]
+    level: str
+    event: str
+    fields: Mapping[str, Any]
+
+    def tell(self, held: Claim) -> None:
+        """Say in the log how it ended, once that is committed."""
+        level = logging.getLevelNamesMapping()[self.level]
+        log.log(level, self.event, claim=str(held.claim_id), **self.fields)
+
+
+def _ending(
+    held: Claim,
+    state: State,
+    change: Callable[[AsyncSession], Awaitable[None]],
+    level: str,
+    event: str,
+    **fields: Any,
+) -> Ending:
+    async def write(session: AsyncSession) -> None:
+        """Make the change, unless this very claim made it before and only the answer was lost."""
+        try:
+            await change(session)
+        except ClaimLost:
+            if await job.ended_by(session, held) != state:
+                raise
+
+    return Ending(state, write, level, event, fields)
+
+
+def succeeded(held: Claim, outcome: Outcome) -> Ending:
+    return _ending(
+        held,
+        State.SUCCEEDED,
+        lambda session: job.end(session, held, State.SUCCEEDED, outcome=outcome),
+        "INFO",
+        "job.succeeded",
+        outcome=outcome,
+    )
+
+
+def failed(held: Claim, reason: Reason, text: str) -> Ending:
+    return _ending(
+        held,
+        State.FAILED,
+        lambda session: job.end(session, held, State.FAILED, reason=reason, error=_storable(text)),
+        "ERROR",
+        "job.failed",
+        attempt=held.attempt + 1,
+        reason=reason.value,
+        error=text,
+    )
+
+
+def requeued(
+    held: Claim,
+    reason: Reason,
+    event: str,
+    delay: timedelta = timedelta(0),
+    error: str | None = None,
+    *,
+    costs_attempt: bool = False,
+) -> Ending:
+    return _ending(
+        held,
+        State.QUEUED,
+        lambda session: job.requeue(
+            session,
+            held,
+            reason,
+            delay=delay,
+            error=None if error is None else _storable(error),
+            costs_attempt=costs_attempt,
+        ),
+        "WARNING" if costs_attempt else "INFO",
+        event,
+        attempt=held.attempt + 1,
+        of=held.max_attempts,
+        wait_s=round(delay.total_seconds(), 1),
+        error=error,
+    )
+
+
+def tried(held: Claim, reason: Reason | None, text: str) -> Ending:
+    """Another attempt after a backoff, or the end of all attempts."""
+    failures = held.attempt + 1
+    if failures >= held.max_attempts:
+        return failed(held, reason or Reason.ATTEMPTS_EXHAUSTED, text)
+    delay = timedelta(seconds=job_backoff_s(failures))
+    return requeued(held, reason or Reason.RETRY, "job.retried", delay, text, costs_attempt=True)
+
+
+def outlived(held: Claim, max_age: timedelta, text: str) -> Ending:
+    """Another attempt after an outage, which is not the job's fault; in time it costs one, too."""
+    if timedelta(seconds=held.age_s) > max_age:
+        return tried(held, None, text)
+    delay = timedelta(seconds=job_backoff_s(held.attempt + 1))
+    return requeued(held, Reason.RETRY, "job.retried", delay, text)
+
+
+def deferred(held: Claim, max_age: timedelta, later: TryLater) -> Ending:
+    if timedelta(seconds=held.age_s) > max_age:
+        return failed(held, Reason.TOO_OLD, f"it was put off for longer than {max_age}: {later}")
+    return requeued(held, Reason.DEFERRED, "job.deferred", later.delay, str(later))
+
+
+def _storable(text: str) -> str:
+    """Text that PostgreSQL can hold; it holds no NUL and no half of a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")[:MAX_ERROR_CHARS]

@@ -1,0 +1,87 @@
+"""How the command line ends: its exit codes, and the one sentence for each error that is known."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from redis.exceptions import RedisError
+
+from db.errors import BulwarkError, NotAtHead
+from db.retry import DATABASE_ERRORS, Fault, classify, describe, sqlstate
+from jobs._errors import JobError
+from worker.embedded import EmbeddedServerError
+from worker.redis_pool import EvictingRedis
+from worker.settings import SettingsError
+
+_REFUSED_LOGIN = ("28", "3D")  # invalid authorization; no such database
+
+
+class ExitCode(IntEnum):
+    """What the command line tells the shell."""
+
+    OK = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    UNREACHABLE = 3
+    NOT_READY = 4
+    INTERRUPTED = 130
+
+
+class BadInput(Exception):
+    """What was asked for does not exist or cannot be done as it was asked for."""
+
+
+_CODES = (
+    ((SettingsError, NotAtHead, EvictingRedis), ExitCode.NOT_READY),
+    (EmbeddedServerError, ExitCode.UNREACHABLE),
+    ((BadInput, JobError, BulwarkError), ExitCode.BAD_INPUT),
+)
+
+
+KNOWN_ERRORS = (
+    BadInput,
+    SettingsError,
+    EmbeddedServerError,
+    JobError,
+    BulwarkError,
+    RedisError,
+    *DATABASE_ERRORS,
+)
+"""Among these are all that `explain` has a sentence for."""
+
+
+class Failure(NamedTuple):
+    """An error as its user sees it."""
+
+    code: ExitCode
+    sentence: str
+
+
+def explain(error: Exception) -> Failure | None:
+    """What to tell about an error that a user can do something about; None for any other."""
+    if isinstance(error, RedisError):
+        return Failure(ExitCode.UNREACHABLE, unreachable_redis(error))
+    if isinstance(error, DATABASE_ERRORS) and _is_server_away(error):
+        return Failure(ExitCode.UNREACHABLE, unreachable_postgres(error))
+    for kinds, code in _CODES:
+        if isinstance(error, kinds):
+            return Failure(code, _one_line(error))
+    return None
+
+
+def unreachable_postgres(error: Exception) -> str:
+    name, _, reason = describe(error).partition(": ")
+    reason = reason or name
+    return reason if reason.startswith("PostgreSQL") else f"PostgreSQL refuses: {reason}"
+
+
+def unreachable_redis(error: RedisError) -> str:
+    return f"Redis cannot be used: {_one_line(error) or type(error).__name__}"
+
+
+def _is_server_away(error: Exception) -> bool:
+    state = sqlstate(error) or ""
+    return classify(error) is Fault.OUTAGE or state.startswith(_REFUSED_LOGIN)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

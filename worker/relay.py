@@ -1,0 +1,123 @@
+"""The relay: it rings queued jobs whose ring is due, was lost, or never went out."""
+
+import asyncio
+import time
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from db.ledger import ring
+from db.ledger.job import Ring
+from db.retry import DATABASE_ERRORS, describe
+from db.transaction import transaction
+from jobs._bell import Bell, job_id_of
+
+BATCH = 1000
+MARK_KEY = "bulwark:relay:{worker_id}"
+MARK_TTL_S = 24 * 3600
+SWEEP_INTERVAL_S = 30.0
+log = structlog.get_logger("bulwark.relay")
+
+
+class Relay:
+    """One worker's relay; any number may run, since each locks the rows that it rings.
+
+    A mark in Redis tells whether Redis still is what it was: when the mark is gone, Redis was
+    wiped or replaced, and every queued job is rung again. Rings that Redis did not take are kept,
+    and are rung before any other.
+    """
+
+    def __init__(
+        self,
+        worker_id: UUID,
+        sessions: async_sessionmaker[AsyncSession],
+        redis: Redis,
+        queues: tuple[str, ...],
+        interval_s: float,
+    ) -> None:
+        self._sessions = sessions
+        self._redis = redis
+        self._bell = Bell(redis)
+        self._queues = queues
+        self._interval_s = interval_s
+        self._mark = MARK_KEY.format(worker_id=worker_id)
+        self._marked = False
+        self._unrung: list[Ring] = []
+        self._swept_s = time.monotonic()
+
+    async def run_forever(self) -> None:
+        """Ring until cancelled; while PostgreSQL or Redis is away, say so and try again."""
+        while True:
+            wait_s = self._interval_s
+            try:
+                await self._notice_wipe()
+                await self._ring_unrung()
+                while len(await self.ring_due()) == BATCH:
+                    pass
+                await self._sweep_now_and_then()
+                wait_s = await self._wait_s()
+            except RedisError as error:
+                log.warning("relay.failed", server="redis", reason=str(error))
+            except DATABASE_ERRORS as error:
+                log.warning("relay.failed", server="postgresql", reason=describe(error))
+            await asyncio.sleep(wait_s)
+
+    async def ring_due(self) -> list[Ring]:
+        """Ring one batch of what is due, and what Redis did not take before."""
+        rings = await transaction(
+            self._sessions,
+            lambda session: ring.due_rings(session, BATCH),
+            name="relay.ring",
+            receipted=True,
+        )
+        self._unrung += rings
+        await self._ring_unrung()
+        return rings
+
+    async def _ring_unrung(self) -> None:
+        await self._bell.ring(self._unrung)
+        if self._unrung:
+            log.debug("relay.rang", jobs=len(self._unrung))
+        self._unrung = []
+
+    async def _wait_s(self) -> float:
+        due_s = await transaction(
+            self._sessions, ring.seconds_to_next_ring, name="relay.wait", receipted=True
+        )
+        return self._interval_s if due_s is None else min(self._interval_s, max(0.01, due_s))
+
+    async def _notice_wipe(self) -> None:
+        there = await self._redis.expire(self._mark, MARK_TTL_S)
+        if self._marked and not there:
+            await self._ring_all_again()
+        if not there:
+            await self._redis.set(self._mark, b"1", ex=MARK_TTL_S)
+        self._marked = True
+
+    async def _ring_all_again(self) -> None:
+        count = await transaction(
+            self._sessions, ring.ring_all_again, name="relay.ring_all", receipted=True
+        )
+        log.warning("relay.rings_lost", jobs=count, remedy="all queued jobs are rung again")
+
+    async def _sweep_now_and_then(self) -> None:
+        if time.monotonic() - self._swept_s < SWEEP_INTERVAL_S:
+            return
+        self._swept_s = time.monotonic()
+        for queue in self._queues:
+            await self._sweep(queue)
+
+    async def _sweep(self, queue: str) -> None:
+        """Take out rings of jobs that have ended: a worker that dies may leave them behind."""
+        names = await self._bell.oldest(queue)
+        ids = {name: job_id_of(name) for name in names}
+        ended = await transaction(
+            self._sessions,
+            lambda session: ring.ended_among(session, set(ids.values())),
+            name="relay.sweep",
+            receipted=True,
+        )
+        await self._bell.silence(queue, [name for name, job_id in ids.items() if job_id in ended])

@@ -1,0 +1,205 @@
+"""The rescue: it takes back what a dead worker held, and keeps the ledger tidy."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from db.ledger import idempotency, spool, take_back, worker
+from db.ledger.job import State
+from db.ledger.take_back import TakenBack
+from db.ledger.worker import LostWorker
+from db.retry import DATABASE_ERRORS, describe, sqlstate
+from db.transaction import transaction
+
+INTERVAL_S = 1.0
+GAP_PART = 3
+"""A rescuer that hears nothing for this part of the time after which a worker is lost was away."""
+LOCK_TIMEOUT_S = 2.0
+TERMINATE_TRIES = 100
+TERMINATE_WAIT_S = 0.05
+TIDY_INTERVAL_S = 60.0
+TIDY_BATCH = 100
+_LOCK_NOT_AVAILABLE = "55P03"
+_LOCK_TIMEOUT = sa.text(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}")
+T = TypeVar("T")
+Work = Callable[[AsyncSession], Awaitable[T]]
+log = structlog.get_logger("bulwark.rescue")
+
+
+class Locked(Exception):
+    """Another transaction holds what this one needs; the next round tries again."""
+
+
+class Away(Exception):
+    """The rescuer heard nothing from PostgreSQL for a while, and so may know nothing of others."""
+
+
+class Rescue:
+    """One worker's rescue; any number may run, since each step locks what it changes.
+
+    After an outage nobody is declared lost for `lost_after_s`, so that the living can beat first.
+    """
+
+    def __init__(
+        self, worker_id: UUID, sessions: async_sessionmaker[AsyncSession], lost_after_s: float
+    ) -> None:
+        self._worker_id = worker_id
+        self._sessions = sessions
+        self._lost_after = timedelta(seconds=lost_after_s)
+        self._gap_s = max(2 * INTERVAL_S, lost_after_s / GAP_PART)
+        self._heard_s = now_s()
+        self._quiet_until_s = 0.0
+
+    async def run_forever(self) -> None:
+        """Look after the others, and beside it keep the ledger tidy, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._look_forever(), name="rescue.look")
+            tasks.create_task(self._tidy_forever(), name="rescue.tidy")
+
+    async def look_round(self) -> None:
+        """One round: declare the silent lost, rescue from the lost, take back what was forgotten.
+
+        What fails for one worker is told, and does not keep the others waiting.
+        """
+        if not await self._is_too_early():
+            await self._declare_lost()
+        for worker_id in await self._do(worker.unfinished_losses):
+            with _told(worker_id):
+                await self._rescue(worker_id)
+        self._tell(await self._do(take_back.forgotten))
+
+    async def tidy(self) -> None:
+        """Make the coming partitions, and drop what nobody needs any more."""
+        await self._tidy("partitions", _ensure_partitions)
+        await self._tidy("idempotency", lambda s: idempotency.drop_expired(s, TIDY_BATCH))
+        await self._tidy("spool", lambda s: spool.drop_finished(s, TIDY_BATCH))
+        await self._tidy("worker", lambda s: worker.drop_ended(s, TIDY_BATCH))
+
+    async def _look_forever(self) -> None:
+        while True:
+            try:
+                await self.look_round()
+            except (Locked, *DATABASE_ERRORS) as error:
+                log.warning("rescue.failed", reason=describe(error))
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _tidy_forever(self) -> None:
+        while True:
+            await self.tidy()
+            await asyncio.sleep(TIDY_INTERVAL_S)
+
+    async def _do(self, work: Work[T]) -> T:
+        """Do the work in a transaction, and notice when PostgreSQL was long in answering."""
+        try:
+            result = await transaction(
+                self._sessions, _bounded(work), name="rescue", receipted=True
+            )
+        except Locked:
+            self._heard_s += LOCK_TIMEOUT_S  # PostgreSQL was there, and let it wait
+            raise
+        self._notice_gap()
+        self._heard_s = now_s()
+        return result
+
+    def _notice_gap(self) -> None:
+        if now_s() - self._heard_s > self._gap_s:
+            self._quiet_until_s = now_s() + self._lost_after.total_seconds()
+
+    def _is_quiet(self) -> bool:
+        self._notice_gap()
+        return now_s() < self._quiet_until_s
+
+    async def _is_too_early(self) -> bool:
+        age_s = await self._do(worker.server_age_s)
+        return self._is_quiet() or age_s < self._lost_after.total_seconds()
+
+    async def _declare_lost(self) -> None:
+        for lost in await self._do(lambda s: worker.silent_workers(s, self._lost_after)):
+            if self._is_quiet():
+                return
+            if lost.id != self._worker_id:
+                with _told(lost.id):
+                    await self._mark_lost(lost)
+
+    async def _mark_lost(self, lost: LostWorker) -> None:
+        async def mark(session: AsyncSession) -> bool:
+            marked = await worker.mark_lost(session, lost.id, self._lost_after)
+            if self._is_quiet():
+                raise Away("nothing was heard from PostgreSQL for a while; the living beat first")
+            return marked
+
+        if await self._do(mark):
+            log.warning("worker.declared_lost", worker=str(lost.id), host=lost.host, pid=lost.pid)
+
+    async def _rescue(self, worker_id: UUID) -> None:
+        """Free the locks of the lost worker first, then put its jobs back into their queues."""
+        for _ in range(TERMINATE_TRIES):
+            if await self._do(lambda s: worker.terminate_backends(s, worker_id)) == 0:
+                break
+            await asyncio.sleep(TERMINATE_WAIT_S)
+        self._tell(await self._do(lambda s: take_back.from_worker(s, worker_id)))
+
+    @staticmethod
+    def _tell(taken: list[TakenBack]) -> None:
+        for one in taken:
+            log.warning(
+                "job.poisoned" if one.state == State.FAILED else "job.rescued",
+                job=str(one.job_id),
+                claim=str(one.claim_id),
+                kind=one.kind,
+                crashes=one.crashes,
+            )
+
+    async def _tidy(self, what: str, batch: Work[int]) -> None:
+        """Do one kind of tidying, in batches of TIDY_BATCH until there is no full one."""
+        try:
+            while (
+                await transaction(self._sessions, _bounded(batch), name="tidy", receipted=True)
+                == TIDY_BATCH
+            ):
+                pass
+        except (Locked, *DATABASE_ERRORS) as error:
+            log.warning("rescue.not_tidied", what=what, reason=describe(error))
+
+
+def now_s() -> float:
+    """Seconds on a clock that goes on while the machine is suspended, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def _bounded(work: Work[T]) -> Work[T]:
+    """The same work, which waits for no lock longer than LOCK_TIMEOUT_S: Locked, no replay."""
+
+    async def bounded(session: AsyncSession) -> T:
+        await session.execute(_LOCK_TIMEOUT)
+        try:
+            return await work(session)
+        except DBAPIError as error:
+            if sqlstate(error) == _LOCK_NOT_AVAILABLE:
+                raise Locked(f"a lock was not to be had within {LOCK_TIMEOUT_S:g} s") from error
+            raise
+
+    return bounded
+
+
+@contextmanager
+def _told(worker_id: UUID) -> Iterator[None]:
+    try:
+        yield
+    except (Away, Locked, *DATABASE_ERRORS) as error:
+        log.warning("worker.not_rescued", worker=str(worker_id), reason=describe(error))
+
+
+async def _ensure_partitions(session: AsyncSession) -> int:
+    await session.execute(sa.text("SELECT bulwark.ensure_partitions()"))
+    return 0

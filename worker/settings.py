@@ -1,0 +1,304 @@
+"""Every setting of Bulwark, from BULWARK_ variables and the file .env of the current folder."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from db.engine import PoolProfile
+
+PREFIX = "BULWARK_"
+ENV_FILE = Path(".env")
+DATABASE_URL_EXAMPLE = "postgresql://user:password@localhost:5432/bulwark"
+REDIS_URL_EXAMPLE = "redis://localhost:6379/0"
+
+_DRIVER = "postgresql+asyncpg"
+_LIBPQ_OPTIONS = {"sslmode": "ssl", "connect_timeout": "timeout", "application_name": None}
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+_PLAIN = {
+    "bool_parsing": "it should be true or false",
+    "int_parsing": "it should be a whole number",
+    "float_parsing": "it should be a number",
+}
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; each problem is a sentence that names the variable."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(" ".join(self.problems))
+
+
+class Servers(NamedTuple):
+    """Where the two servers are, with their passwords: not to be shown."""
+
+    database_url: str
+    redis_url: str
+
+
+def _items(value: object) -> object:
+    """A list as a person types it: separated by commas, or as a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"the JSON list is broken: {error}") from None
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _lowered(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("it names nothing; leave it out for the default")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]!r} stands in it twice")
+    return names
+
+
+def _postgres_url(secret: SecretStr) -> SecretStr:
+    """The URL with the driver that Bulwark uses. Errors never repeat it: it may hold a password."""
+    example = f"write it as {DATABASE_URL_EXAMPLE}"
+    try:
+        url = make_url(secret.get_secret_value())
+    except (ArgumentError, ValueError):
+        raise ValueError(f"it is not a URL; {example}") from None
+    if url.drivername not in ("postgresql", _DRIVER):
+        raise ValueError(f"its scheme is {url.drivername!r}; {example}")
+    if not url.database:
+        raise ValueError(f"it names no database; {example}")
+    for option in url.query:
+        if option in _LIBPQ_OPTIONS:
+            instead = _LIBPQ_OPTIONS[option]
+            remedy = f"write {instead}=" if instead else "leave it out"
+            raise ValueError(f"its option {option!r} is unknown to the driver asyncpg; {remedy}")
+    return SecretStr(url.set(drivername=_DRIVER).render_as_string(hide_password=False))
+
+
+def _redis_url(secret: SecretStr) -> SecretStr:
+    example = f"write it as {REDIS_URL_EXAMPLE}"
+    try:
+        url = urlsplit(secret.get_secret_value())
+        address = url.path if url.scheme == "unix" else url.hostname
+        _ = url.port
+    except ValueError:
+        raise ValueError(f"it is not a URL; {example}") from None
+    if url.scheme not in _REDIS_SCHEMES:
+        raise ValueError(f"its scheme is {url.scheme!r}; {example}")
+    if not address:
+        raise ValueError(f"it names no server; {example}")
+    if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
+        raise ValueError(f"its database {url.path[1:]!r} is not a number; {example}")
+    return secret
+
+
+def _module_name(name: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"{name!r} is not the name of a Python module, such as shop.models")
+    return name
+
+
+def _queue_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
+        raise ValueError(f"{name!r} is not the name of a queue: letters, digits and _ . - only")
+    return name
+
+
+_ModuleName = Annotated[str, AfterValidator(_module_name)]
+_QueueName = Annotated[str, AfterValidator(_queue_name)]
+_Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+_Seconds = Annotated[float, Field(allow_inf_nan=False)]
+_List = (NoDecode, BeforeValidator(_items))
+
+
+class Settings(BaseSettings):
+    """One process's settings, fixed from its start on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = Field(
+        None, description="PostgreSQL, where jobs and data are."
+    )
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
+        None, description="Redis or Valkey, which carries the signals."
+    )
+    pool_profile: Annotated[PoolProfile, BeforeValidator(_lowered)] = Field(
+        PoolProfile.MEDIUM, description="How many connections to PostgreSQL one process may hold."
+    )
+    pgbouncer: bool = Field(
+        False, description="Whether PgBouncer in transaction mode stands before PostgreSQL."
+    )
+    queues: Annotated[tuple[_QueueName, ...], *_List, AfterValidator(_distinct)] = Field(
+        ("default",), description="The queues that a worker serves."
+    )
+    max_jobs: int = Field(
+        10, ge=1, le=1000, description="How many jobs of each queue one worker runs at a time."
+    )
+    beat_interval_s: _Seconds = Field(
+        5.0, ge=0.1, le=300, description="How often a worker says that it lives."
+    )
+    lost_after_s: _Seconds = Field(
+        15.0,
+        ge=0.2,
+        le=3600,
+        description="After how long a silent worker's jobs are taken back; at least two beats.",
+    )
+    relay_interval_s: _Seconds = Field(
+        1.0, ge=0.05, le=60, description="How often due jobs that no worker has heard are rung."
+    )
+    shutdown_grace_s: _Seconds = Field(
+        5.0, ge=0, le=3600, description="How long a worker told to stop lets its jobs finish."
+    )
+    poll_interval_s: _Seconds = Field(
+        0.05, ge=0.001, le=10, description="How often a worker looks into Redis for a job."
+    )
+    import_folders: Annotated[tuple[_Folder, ...], *_List] = Field(
+        (), description="Folders whose files a worker may read in place."
+    )
+    model_modules: Annotated[tuple[_ModuleName, ...], *_List] = Field(
+        (), description="Python modules with models, besides those in db/models."
+    )
+    job_modules: Annotated[tuple[_ModuleName, ...], *_List] = Field(
+        (), description="Python modules with jobs, besides those in jobs."
+    )
+    idempotency_retention_days: int = Field(
+        7, ge=1, le=3650, description="How long an idempotency key is remembered."
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lowered)
+    ] = Field("info", description="The least important events that are logged.")
+    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lowered)] = Field(
+        "auto", description="How events are written; auto is console on a terminal, else json."
+    )
+    redis_timeout_s: _Seconds = Field(
+        5.0, ge=0.1, le=300, description="How long an answer from Redis may take."
+    )
+
+    @model_validator(mode="after")
+    def _two_beats_before_lost(self) -> Self:
+        least_s = 2 * self.beat_interval_s
+        if self.lost_after_s < least_s:
+            raise ValueError(
+                f"{variable('lost_after_s')} is {self.lost_after_s:g}, which is less than two "
+                f"beats of {variable('beat_interval_s')}; set it to {least_s:g} or more"
+            )
+        return self
+
+    def require_database(self) -> str:
+        """The address of PostgreSQL, for what needs no Redis. Raises SettingsError."""
+        if self.database_url is None:
+            place = "in the environment or in .env; `bulwark dev` prints the one that it uses"
+            name = variable("database_url")
+            raise SettingsError([f"Set {name} (such as {DATABASE_URL_EXAMPLE}) {place}."])
+        return self.database_url.get_secret_value()
+
+    def require_servers(self) -> Servers:
+        """The addresses of both servers. Raises SettingsError that says which to set, and how."""
+        missing = [
+            f"{variable(name)} (such as {example})"
+            for name, example, value in (
+                ("database_url", DATABASE_URL_EXAMPLE, self.database_url),
+                ("redis_url", REDIS_URL_EXAMPLE, self.redis_url),
+            )
+            if value is None
+        ]
+        if self.database_url is None or self.redis_url is None:
+            sentence = f"Set {' and '.join(missing)} in the environment or in .env, or use"
+            raise SettingsError([f"{sentence} `bulwark dev`, which runs without."])
+        return Servers(self.database_url.get_secret_value(), self.redis_url.get_secret_value())
+
+
+def variable(field_name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + field_name.upper()
+
+
+def load_settings() -> Settings:
+    """Read the environment, and .env for what it does not say.
+
+    Raises SettingsError for every variable that is unknown or has a value that cannot be used.
+    """
+    from_file = _read_env_file()
+    problems = [*_unknown(os.environ, ""), *_unknown(from_file, f" in {ENV_FILE}")]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise SettingsError([*problems, *_sentences(error)]) from None
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _read_env_file() -> Mapping[str, str | None]:
+    try:
+        return dotenv_values(ENV_FILE, encoding="utf-8") if ENV_FILE.is_file() else {}
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"The file {ENV_FILE} is not UTF-8 at byte {error.start}."]) from None
+    except OSError as error:
+        raise SettingsError([f"The file {ENV_FILE} cannot be read: {error.strerror}."]) from None
+
+
+def _unknown(given: Mapping[str, str | None], place: str) -> list[str]:
+    known = [variable(name) for name in Settings.model_fields]
+    problems = []
+    for name, value in given.items():
+        if not name.upper().startswith(PREFIX):
+            continue
+        if name not in known:
+            problems.append(f"{name}{place} is not a setting{_nearest(name, known)}")
+        elif value is None:
+            problems.append(f"{name}{place} has no value: write {name}=value.")
+    return problems
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    names = [one.removeprefix(PREFIX) for one in known]
+    near = get_close_matches(name.upper().removeprefix(PREFIX), names, n=1)
+    return f": did you mean {PREFIX}{near[0]}?" if near else f"; there are {', '.join(known)}."
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """One sentence for each setting that is wrong."""
+    by_variable: dict[str, str] = {}
+    for problem in error.errors(include_url=False, include_context=True, include_input=False):
+        subject = f"{variable(str(problem['loc'][0]))}: " if problem["loc"] else ""
+        by_variable.setdefault(subject, f"{subject}{_complaint(problem)}.")
+    return list(by_variable.values())
+
+
+def _complaint(problem: ErrorDetails) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return _PLAIN.get(problem["type"]) or problem["msg"].replace("Input should", "it should")

@@ -1,0 +1,109 @@
+"""Ending in order: on SIGTERM or SIGINT jobs may finish within the grace, then they are given back.
+
+arq's own handling is not used: it cancels its main task once, and redis-py may swallow that
+cancellation (asyncio.timeout(0) around a read, seen with 5.3.1), after which arq would run on.
+"""
+
+import asyncio
+import signal
+from typing import Any
+
+import structlog
+from arq.worker import Worker
+
+from worker.execution import Executor
+
+CANCEL_INTERVAL_S = 0.2
+TIDY_TIMEOUT_S = 6.0
+"""For arq to take its delivery out of Redis, after the job has been given back (5 s at most)."""
+log = structlog.get_logger("bulwark.worker")
+
+
+async def cancel_until_done(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: one cancellation may be swallowed on the way."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_INTERVAL_S)
+
+
+class Shutdown:
+    """Ends one main task, once; a second signal forgoes the rest of the grace."""
+
+    def __init__(self, main: asyncio.Task[Any], grace_s: float) -> None:
+        self._main = main
+        self._grace_s = grace_s
+        self._executor: Executor | None = None
+        self._hurry = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._ending is not None
+
+    def listen(self) -> None:
+        """Take the signals from now on."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.begin, number.name)
+
+    def ignore_signals(self) -> None:
+        """Give the signals back their usual meaning: there is nothing left to end in order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def spare(self, executor: Executor) -> None:
+        """The jobs of this executor get the grace, and are given back after it."""
+        self._executor = executor
+
+    def begin(self, cause: str) -> None:
+        """Begin to end; called again, hurry up."""
+        if self.begun:
+            self._hurry.set()
+        else:
+            log.info("worker.stopping", cause=cause, grace_s=self._grace_s)
+            if self._executor is not None:
+                self._executor.liveness.retire()
+            self._ending = asyncio.create_task(self._end())
+
+    async def hold(self) -> None:
+        """Keep a delivery that came too late from being run, and arq from fetching another."""
+        await self._ended.wait()
+
+    def watch(self, task: asyncio.Task[Any]) -> None:
+        """End, and fail with its error, when this task fails: the process cannot do without it."""
+        task.add_done_callback(self._fallen)
+
+    def _fallen(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = self.failure or error
+            self.begin(f"{task.get_name()} failed: {error}")
+
+    async def _end(self) -> None:
+        if self._executor is not None:
+            await self._wait_for_jobs(self._executor)
+            self._executor.stop()
+            await _let_arq_tidy()
+        await cancel_until_done(self._main)
+        self._ended.set()
+
+    async def _wait_for_jobs(self, executor: Executor) -> None:
+        hurry = asyncio.create_task(self._hurry.wait())
+        idle = asyncio.create_task(executor.idle())
+        await asyncio.wait(
+            [hurry, idle], timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurry.cancel()
+        idle.cancel()
+
+
+async def _let_arq_tidy() -> None:
+    """Wait until arq has finished its deliveries, whose cancellation in Redis would be an error."""
+    deliveries = [
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__qualname__", "") == Worker.run_job.__qualname__
+    ]
+    if deliveries:
+        await asyncio.wait(deliveries, timeout=TIDY_TIMEOUT_S)

@@ -9,7 +9,7 @@ CODE := db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test bench check format lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 
 test: $(STAMP) ## Run every test, on an own PostgreSQL and Valkey.
 	@$(BIN)/python -m pytest
+
+bench: $(STAMP) ## Measure side by side with psql and stock arq; ONLY="insert" for one measure.
+	@$(BIN)/python -m tests.benchmarks $(ONLY) $(OPTIONS)
 
 check: $(STAMP) ## Check style, types and the direction of imports.
 	@$(BIN)/ruff check $(CODE)
@@ -37,7 +40,7 @@ lock: $(STAMP) ## Choose the dependencies' versions anew and write requirements.
 		--no-config --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.txt
 
 clean: ## Remove everything that the other targets have made.
-	@rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@rm -rf .bench .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes first and comes back last, so that an interrupted installation starts from nothing.

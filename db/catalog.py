@@ -1,5 +1,6 @@
 """What PostgreSQL itself knows about a table: columns, defaults, and every constraint on a row."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -9,13 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 @dataclass(frozen=True)
 class Column:
-    """A column that can be written; `default` is SQL, the identity's sequence included."""
+    """A column that can be written; `default` is SQL, the identity's sequence included.
+
+    Values of a `comparable` one are the same to PostgreSQL only if they look the same.
+    """
 
     name: str
     default: str | None
     not_null: bool
     integer: bool
     sequence: bool
+    comparable: bool
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,11 @@ class UniqueIndex:
 
 @dataclass(frozen=True)
 class Check:
-    """A check constraint as SQL over unqualified column names."""
+    """A check constraint as SQL over unqualified column names, and the columns it looks at."""
 
     name: str
     expression: str
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,16 +67,19 @@ class ForeignKey:
 
 @dataclass(frozen=True)
 class TableFacts:
-    """One table, in the order in which PostgreSQL tests its constraints.
+    """One table, in the order in which PostgreSQL tests its constraints; `name` is SQL.
 
     `deferrable` tells that some constraint may be checked as late as COMMIT; `arbitrable`, that
     ON CONFLICT can be used, which no unique or exclusion constraint of that kind allows;
     `own_parent`, that a row may reference another row of the same table; `has_triggers`, that row
     triggers of users, on the table or a partition, may fill or change columns, the key included,
-    before they are checked, and may leave rows out.
+    before they are checked, and may leave rows out; `on_update`, what the model writes into columns
+    with every update of a row, as SQL over unqualified column names.
     """
 
     name: str
+    table_name: str
+    schema_name: str | None
     columns: tuple[Column, ...]
     generated: tuple[GeneratedColumn, ...]
     primary_key: tuple[str, ...]
@@ -81,6 +90,8 @@ class TableFacts:
     arbitrable: bool
     own_parent: bool
     has_triggers: bool
+    partitioned: bool
+    on_update: Mapping[str, str]
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -110,7 +121,11 @@ _COLUMNS = sa.text(
                 ELSE pg_get_expr(d.adbin, d.adrelid) END AS "default",
            a.attnotnull AS not_null,
            a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) AS integer,
-           pg_get_serial_sequence(CAST(:table AS text), a.attname) IS NOT NULL AS sequence
+           pg_get_serial_sequence(CAST(:table AS text), a.attname) IS NOT NULL AS sequence,
+           a.atttypid::regtype = ANY(CAST('{bool,int2,int4,int8,text,varchar,uuid,date,'
+                                          'timestamp,timestamptz}' AS regtype[]))
+           AND coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = a.attcollation),
+                        true) AS comparable
       FROM pg_attribute AS a
       LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
@@ -174,6 +189,11 @@ _DEFERRABLE = sa.text(
                     WHERE indrelid = CAST(:table AS regclass) AND NOT indimmediate)
     """
 )
+_PARTITIONED = sa.text(
+    """
+    SELECT relkind = 'p' OR relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)
+    """
+)
 _HAS_TRIGGERS = sa.text(
     """
     SELECT EXISTS (SELECT FROM pg_trigger
@@ -205,6 +225,8 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
     deferrable, late_index = (await session.execute(_DEFERRABLE, bind)).one()
     return TableFacts(
         name=name,
+        table_name=table.name,
+        schema_name=table.schema,
         columns=tuple(Column(*row) for row in await session.execute(_COLUMNS, bind)),
         generated=tuple(GeneratedColumn(*row) for row in await session.execute(_GENERATED, bind)),
         primary_key=tuple((await session.execute(_PRIMARY_KEY, bind)).scalars()),
@@ -213,7 +235,9 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
             for one in indexes
         ),
         checks=tuple(
-            Check(one.name, one.expression) for one in constraints if one.kind in ("c", b"c")
+            Check(one.name, one.expression, tuple(one.columns))
+            for one in constraints
+            if one.kind in ("c", b"c")
         ),
         foreign_keys=tuple(
             ForeignKey(one.name, tuple(one.columns), one.parent, tuple(one.parent_columns))
@@ -223,4 +247,15 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
         arbitrable=not late_index,
         own_parent=any(one.own_parent for one in foreign),
         has_triggers=bool(await session.scalar(_HAS_TRIGGERS, bind)),
+        partitioned=bool(await session.scalar(_PARTITIONED, bind)),
+        on_update=_on_update(table),
     )
+
+
+def _on_update(table: sa.Table) -> dict[str, str]:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    return {
+        column.name: str(column.onupdate.arg.compile(dialect=dialect))
+        for column in table.columns
+        if isinstance(column.onupdate, sa.ColumnDefault) and column.onupdate.is_clause_element
+    }

@@ -1,11 +1,15 @@
 """COPY into a table, on the connection and in the transaction of a session."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Final
 
 import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.refusal import NOT_ENCODED, UNENCODABLE, RowFault
+
+BLOCK_LINES: Final = 2000
 
 
 async def asyncpg_connection(session: AsyncSession) -> "asyncpg.Connection[Any]":
@@ -36,3 +40,46 @@ async def copy_records(
     await connection.copy_records_to_table(
         table.name, schema_name=table.schema, columns=list(columns), records=records
     )
+
+
+async def copy_rows(
+    session: AsyncSession,
+    table_name: str,
+    schema_name: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+) -> None:
+    """COPY rows in by values; RowFault if one is refused, which fails transaction or savepoint."""
+    connection = await asyncpg_connection(session)
+    try:
+        await connection.copy_records_to_table(
+            table_name, schema_name=schema_name, columns=list(columns), records=rows
+        )
+    except UNENCODABLE as error:
+        raise RowFault(NOT_ENCODED, error) from error
+
+
+async def copy_lines(
+    session: AsyncSession,
+    table_name: str,
+    schema_name: str | None,
+    columns: Sequence[str],
+    lines: Sequence[str],
+) -> None:
+    """COPY rows in as lines of the text format, newline included; RowFault as `copy_rows`."""
+    connection = await asyncpg_connection(session)
+    try:
+        await connection.copy_to_table(
+            table_name,
+            schema_name=schema_name,
+            columns=list(columns),
+            source=_blocks(lines),
+            format="text",
+        )
+    except UnicodeEncodeError as error:
+        raise RowFault(NOT_ENCODED, error) from error
+
+
+async def _blocks(lines: Sequence[str]) -> AsyncIterator[bytes]:
+    for start in range(0, len(lines), BLOCK_LINES):
+        yield "".join(lines[start : start + BLOCK_LINES]).encode()

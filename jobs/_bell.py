@@ -23,6 +23,7 @@ VERSION = b"\x01"
 EXPIRES_MS = 10 * 365 * 24 * 3600 * 1000
 PRIORITY_STEP_MS = 10_000_000_000
 """How much earlier one step of priority makes a ring: longer than any job waits (115 days)."""
+WAKE_EXPIRES_MS = 60_000
 
 
 def serialize(message: dict[str, Any]) -> bytes:
@@ -45,6 +46,11 @@ def queue_key(queue: str) -> str:
     return default_queue_name if queue == DEFAULT_QUEUE else f"{default_queue_name}:{queue}"
 
 
+def wake_key(queue: str) -> str:
+    """The list on which workers wait that have nothing to do: what is in it says "look"."""
+    return f"bulwark:wake:{queue}"
+
+
 def arq_id(job_id: UUID, number: int) -> str:
     """The arq id of one ring: arq refuses an id whose old key still exists, so none is reused."""
     return f"{job_id}:{number}"
@@ -55,6 +61,11 @@ def job_id_of(arq_job_id: str) -> UUID:
     return UUID(arq_job_id.partition(":")[0])
 
 
+def kind_of(message: bytes | None) -> str | None:
+    """The kind of job that a ring is for; None when its message has disappeared."""
+    return None if message is None else deserialize(message)["f"]
+
+
 class Bell:
     """Rings jobs through one Redis connection pool."""
 
@@ -62,10 +73,10 @@ class Bell:
         self._redis = redis
 
     async def ring(self, rings: Sequence[Ring]) -> None:
-        """Put jobs into their arq queues in one pipeline, each in place of its ring before.
+        """Put jobs into their arq queues, each in place of its ring before, and wake the workers.
 
-        Ringing twice, or a job that is gone, does no harm. Raises redis.exceptions.RedisError
-        when Redis does not take it; the relay will ring again.
+        Everything goes in one round trip. Ringing twice, or a job that is gone, does no harm.
+        Raises redis.exceptions.RedisError when Redis does not take it; the relay will ring again.
         """
         if not rings:
             return
@@ -79,6 +90,8 @@ class Bell:
                 message = serialize_job(ring.kind, (), {}, None, now_ms, serializer=serialize)
                 pipe.psetex(job_key_prefix + name, EXPIRES_MS, message)
                 pipe.zadd(queue, {name: score_ms(now_ms, ring.priority)})
+            for queue in sorted({ring.queue for ring in rings}):
+                _wake(pipe, queue)
             await pipe.execute()
 
     async def oldest(self, queue: str, most: int = 200) -> list[str]:
@@ -97,6 +110,13 @@ class Bell:
 
 _OURS = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9]+")
 _KEYS = (job_key_prefix, in_progress_key_prefix, retry_key_prefix)
+
+
+def _wake(pipe: Any, queue: str) -> None:
+    """One token is enough: a worker that leaves something behind wakes the next."""
+    pipe.lpush(wake_key(queue), b"")
+    pipe.ltrim(wake_key(queue), 0, 0)
+    pipe.pexpire(wake_key(queue), WAKE_EXPIRES_MS)
 
 
 def _silence(pipe: Any, queue: str, name: str) -> None:

@@ -2,15 +2,21 @@
 
 JobError
 ├── Rejected
+│   └── InputError
 ├── TryLater
-├── InputError
+│   └── SourceAway
 ├── UnknownJob
 ├── DeclarationError
 ├── PayloadTooLarge
-└── IdempotencyConflict
+├── IdempotencyConflict
+└── Unadoptable
 """
 
 from datetime import timedelta
+
+from db.ledger.parked import Reason
+
+SOURCE_AWAY_DELAY = timedelta(seconds=30)
 
 
 class JobError(Exception):
@@ -32,6 +38,13 @@ class TryLater(JobError):
         self.delay = delay
 
 
+class SourceAway(TryLater):
+    """The store that holds the input does not answer."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(SOURCE_AWAY_DELAY, message)
+
+
 class InputError(Rejected):
     """The input as a whole cannot be used."""
 
@@ -50,3 +63,12 @@ class PayloadTooLarge(JobError):
 
 class IdempotencyConflict(JobError):
     """The idempotency key was used before with another payload."""
+
+
+class Unadoptable(JobError):
+    """No job can be made of a message that came through arq."""
+
+    def __init__(self, reason: Reason, kind: str | None = None) -> None:
+        super().__init__(f"no job can be made of the message: {reason}")
+        self.reason = reason
+        self.kind = kind

@@ -6,37 +6,37 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger import spool
 from db.ledger.chunk import Span
-from db.refusal import Refusal
 from jobs._errors import InputError
-from jobs._mapping import ABSENT
-from jobs._preparation import Row
+from jobs._part import ABSENT, Part, Position
 from jobs._run import ChunkedRun
-from jobs._sources.csv import Chunk, CsvReader, Position, Record
-from jobs._sources.source import Compression, FileSource, PartsSource, inspect
+from jobs._sources.compression import Compression
+from jobs._sources.format import Format, Layout, Shape
+from jobs._sources.object_store import ObjectSource
+from jobs._sources.opened import Inspection, Opened
+from jobs._sources.place import ImportPlace, open_place
+from jobs._sources.source import FileSource, PartsSource, Text
 from jobs._sources.spool import unpack_part
 
+_KEPT_PARTS = 8  # Parquet is read in several places at once
 
-class InPlace(BaseModel):
-    """A file that the worker reads where it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class InPlace(Shape):
+    """A file or an object that the worker reads where it is: a path, or a URI."""
+
     type: Literal["in_place"]
     path: str
 
 
-class Spooled(BaseModel):
+class Spooled(Shape):
     """A file whose bytes were stored in PostgreSQL when the job was enqueued."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     type: Literal["spooled"]
     name: str
     sha256: str
@@ -44,15 +44,20 @@ class Spooled(BaseModel):
     text_bytes: int
     compression: Compression
     part_bytes: int
+    format: Format = "csv"
+    columns: tuple[str, ...] | None = None
 
+    @property
+    def layout(self) -> Layout:
+        """What it was recognised as when it was enqueued."""
+        return Layout(format=self.format, encoding=self.encoding, delimiter=self.delimiter)
 
-@dataclass(frozen=True)
-class Part:
-    """Consecutive rows of the input, as one chunk of the job; numbered from 1."""
-
-    number: int
-    span: Span
-    rows: Sequence[Row]
+    @property
+    def inspection(self) -> Inspection:
+        """What was found out about it when it was enqueued."""
+        return Inspection(
+            self.sha256, self.raw_bytes, self.text_bytes, self.compression, self.columns
+        )
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Input:
 
     `parts(max_rows, max_bytes, after)` continues behind the given number and span; it blocks, so
     it belongs in a thread. `unchanged` raises InputError when the file is no longer what it was.
+    `layout` is None for rows of a payload.
     """
 
     columns: list[str]
@@ -70,6 +76,17 @@ class Input:
     data_start: Position
     parts: Callable[[int, int, Position], Iterator[Part]]
     unchanged: Callable[[], None]
+    layout: Layout | None = None
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the opening receipt keeps of it."""
+        return {
+            "fingerprint": self.fingerprint,
+            "header": self.header,
+            "text_bytes": self.text_bytes,
+            "layout": self.layout and self.layout.model_dump(),
+        }
 
 
 @asynccontextmanager
@@ -77,7 +94,7 @@ async def open_input(
     run: ChunkedRun,
     rows: Sequence[Mapping[str, Any]] | None,
     source: InPlace | Spooled | None,
-    folders: Sequence[Path],
+    places: Sequence[ImportPlace],
 ) -> AsyncIterator[Input]:
     """Open what the payload names. Raises InputError when it cannot be used as a whole."""
     if rows is not None:
@@ -85,36 +102,33 @@ async def open_input(
     elif isinstance(source, Spooled):
         yield await asyncio.to_thread(_spooled, run, source, asyncio.get_running_loop())
     elif isinstance(source, InPlace):
-        with await asyncio.to_thread(FileSource, Path(source.path), folders) as file:
-            yield await asyncio.to_thread(_in_place, file)
+        with await asyncio.to_thread(open_place, source.path, places) as stored:
+            yield await asyncio.to_thread(_in_place, stored, source)
     else:
         raise InputError("the job has neither rows nor a source")
 
 
-def _in_place(file: FileSource) -> Input:
-    found = inspect(file)
-
+def _in_place(stored: FileSource | ObjectSource, source: InPlace) -> Input:
     def unchanged() -> None:
-        if file.changed():
+        if stored.changed():
             raise InputError(
-                f"the file {file.path} was changed while it was imported; what was committed "
+                f"the file {source.path} was changed while it was imported; what was committed "
                 "stays, so import the new file with on_conflict skip"
             )
 
-    reader = CsvReader(file)
-    return _csv(reader, found.sha256, found.text_bytes, unchanged)
+    text = Text.of(stored, source.encoding)
+    return _input(Opened.recognised(text, stored.name, source), unchanged)
 
 
 def _spooled(run: ChunkedRun, source: Spooled, loop: asyncio.AbstractEventLoop) -> Input:
     def fetch(number: int) -> bytes | None:
         reading = run.read(lambda session: _part(session, run.claim.job_id, number))
-        part = asyncio.run_coroutine_threadsafe(reading, loop).result()
-        if part is None and number * source.part_bytes < source.raw_bytes:
-            raise InputError(f"part {number} of the spooled input is gone; enqueue it again")
-        return part
+        return asyncio.run_coroutine_threadsafe(reading, loop).result()
 
-    parts = PartsSource(fetch, source.part_bytes, source.compression)
-    return _csv(CsvReader(parts), source.sha256, source.text_bytes, lambda: None)
+    kept = _KEPT_PARTS if source.format == "parquet" else 1
+    parts = PartsSource(fetch, source.part_bytes, source.raw_bytes, kept)
+    text = Text(parts, source.compression, source.encoding)
+    return _input(Opened(text, source.layout, source.inspection), lambda: None)
 
 
 async def _part(session: AsyncSession, job_id: UUID, number: int) -> bytes | None:
@@ -122,44 +136,23 @@ async def _part(session: AsyncSession, job_id: UUID, number: int) -> bytes | Non
     return None if packed is None else unpack_part(packed)
 
 
-def _csv(
-    reader: CsvReader, fingerprint: str, text_bytes: int, unchanged: Callable[[], None]
-) -> Input:
-    header = reader.header()
+def _input(opened: Opened, unchanged: Callable[[], None]) -> Input:
+    found, reader = opened.inspection, opened.reader
 
     def parts(max_rows: int, max_bytes: int, after: Position) -> Iterator[Part]:
-        for chunk in reader.chunks(max_rows, max_bytes, after):
-            yield Part(chunk.number, _span(chunk), [_row(record) for record in chunk.records])
+        yield from reader.parts(max_rows, max_bytes, after)
         unchanged()  # an input that was cut short ends like any other
 
     return Input(
-        columns=header.columns,
-        header=header.raw.decode().rstrip("\r\n"),
-        fingerprint=fingerprint,
-        text_bytes=text_bytes,
-        data_start=Position(1, 1, header.end_byte, header.lines + 1),
+        columns=reader.columns,
+        header=opened.header,
+        fingerprint=found.sha256,
+        text_bytes=found.text_bytes,
+        data_start=reader.start(),
         parts=parts,
         unchanged=unchanged,
+        layout=opened.layout,
     )
-
-
-def _span(chunk: Chunk) -> Span:
-    return Span(
-        chunk.first_row,
-        len(chunk.records),
-        chunk.start_byte,
-        chunk.end_byte,
-        chunk.first_line,
-        chunk.last_line + 1,
-    )
-
-
-def _row(record: Record) -> Row:
-    fault = None
-    if record.fault is not None:
-        fault = Refusal(record.fault.code, record.fault.message, record.fault.column)
-    values = [value or None for value in record.fields or ()]
-    return Row(record.line, values, record.raw, fault)
 
 
 def _inline(rows: Sequence[Mapping[str, Any]]) -> Input:
@@ -173,12 +166,15 @@ def _inline(rows: Sequence[Mapping[str, Any]]) -> Input:
             while end < len(rows) and end - at < max_rows and size < max_bytes:
                 size += len(texts[end])
                 end += 1
-            taken = [
-                Row(n + 1, [rows[n].get(name, ABSENT) for name in columns], texts[n])
-                for n in range(at, end)
-            ]
-            span = Span(at + 1, end - at, byte, byte + size, at + 1, end + 1)
-            yield Part(number, span, taken)
+            yield Part(
+                number,
+                Span(at + 1, end - at, byte, byte + size, at + 1, end + 1),
+                rows=[[row.get(name, ABSENT) for name in columns] for row in rows[at:end]],
+                lines=range(at + 1, end + 1),
+                raws=texts[at:end],
+                faults={},
+                complete=False,
+            )
             number, at, byte = number + 1, end, byte + size
 
     return Input(

@@ -3,45 +3,79 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import bulk
-from db.bulk import Inserted, OnConflict
 from db.catalog import TableFacts, read_facts
-from db.errors import Race, UnknownModel
+from db.direct_copy import can_copy, insert_directly
+from db.errors import Race
 from db.ledger import chunk
-from db.ledger.audit import Entry
+from db.ledger.audit import Changes, Entry, Journal
 from db.ledger.chunk import OPENING, Receipt, Span
 from db.ledger.verdict import RowVerdict, Verdict
 from db.refusal import Refusal
 from db.registry import Model
+from db.staging import Inserted, OnConflict
+from db.upsert import (
+    CONFLICTS,
+    REVIVE,
+    UPDATE,
+    Merged,
+    Merging,
+    OnDeleted,
+    Terms,
+    merge_rows,
+)
 from jobs._errors import InputError, Rejected
-from jobs._input import Input, Part
-from jobs._mapping import Plan, Reference, Request, make_plan, natural_key
-from jobs._preparation import Known, Prepared, Preparer
+from jobs._input import Input
+from jobs._mapping import Plan, Request, make_plan, require_given
+from jobs._parents import Created, Parents
+from jobs._part import Part, Position
+from jobs._preparation import Known, OnMissing, Prepared, Preparer
 from jobs._run import ChunkedRun, ChunkEffect
-from jobs._sources.csv import Position
+from jobs._together import Stale, Together
 
 STALE_TRIES = 20
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How large a chunk may be, what a clash means, and how many rejects there may be."""
+    """How large a chunk may be, what becomes of rows that meet others, and how many rejects go."""
 
     chunk_rows: int
     chunk_bytes: int
     on_conflict: OnConflict
     max_rejects: int | None
+    on_deleted: OnDeleted = "insert"
+    on_missing: OnMissing = "reject"
+    update: frozenset[str] | None = None
+    expects_version: bool = False
+    atomic: bool = False
 
+    def rejects(self, counts: Mapping[str, int]) -> int:
+        """How many rows count as rejected: where all must go in, those in conflict too."""
+        conflicts = counts.get(Verdict.CONFLICT, 0) if self.atomic else 0
+        return counts.get(Verdict.REJECTED, 0) + conflicts
 
-class _Stale(Exception):
-    """A row that was looked up by its natural key is no longer what it was."""
+    @property
+    def looks_first(self) -> bool:
+        """Whether a row that PostgreSQL would take may still have to be treated otherwise."""
+        return self.on_deleted != "insert" or self.expects_version
+
+    @property
+    def merges(self) -> bool:
+        """Whether rows that are there may be changed."""
+        return self.looks_first or self.on_conflict == "update"
+
+    def merging(self, model: Model, journal: Journal) -> Merging:
+        return Merging(
+            self.on_conflict, journal, self.on_deleted, self.update, model.sensitive_columns
+        )
 
 
 class _TooManyRejects(Exception):
@@ -57,14 +91,41 @@ class _Effect:
     """What became of the rows of a chunk, by their position."""
 
     prepared: Prepared
-    inserted: Inserted
+    written: Inserted
 
     @property
     def refused(self) -> dict[int, Refusal]:
         from_table = {
-            self.prepared.positions[index]: why for index, why in self.inserted.refused.items()
+            self.prepared.positions[index]: why for index, why in self.written.refused.items()
         }
         return self.prepared.refused | from_table
+
+    @property
+    def rejected(self) -> list[int]:
+        return [at for at, why in self.refused.items() if _verdict(why) == Verdict.REJECTED]
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        written, refused = self.written, len(self.refused)
+        counts = {
+            Verdict.INSERTED: len(written.inserted),
+            Verdict.SKIPPED: len(written.skipped),
+            Verdict.REJECTED: len(self.rejected),
+            Verdict.CONFLICT: refused - len(self.rejected),
+        }
+        if isinstance(written, Merged):
+            counts[Verdict.UPDATED] = len(written.updated)
+            counts[Verdict.UNCHANGED] = len(written.unchanged)
+            counts[Verdict.REVIVED] = len(written.revived)
+        return counts
+
+    def changes(self, table: str) -> Changes | None:
+        """What the audit has to say, row by row, about rows that were there before."""
+        if not isinstance(self.written, Merged):
+            return None
+        counts = {UPDATE: len(self.written.updated), REVIVE: len(self.written.revived)}
+        told = {action: count for action, count in counts.items() if count}
+        return Changes(table, told) if told else None
 
 
 @dataclass
@@ -78,9 +139,11 @@ class Insertion:
     facts: TableFacts
     plan: Plan
     preparer: Preparer
-    keys: Mapping[Reference, sa.Column[Any]]
+    parents: Parents
     position: Position
     rejected: int
+    promising: bool = True
+    outside: Context = field(default_factory=copy_context)
 
     @classmethod
     async def begin(
@@ -89,7 +152,10 @@ class Insertion:
         """Check the input against the model before any row is touched, and find where to go on."""
         facts = await run.read(lambda session: read_facts(session, model.table))
         plan = make_plan(request, source.columns, model.name, model.create, facts)
-        keys = {one: await _key_column(run, one) for one in plan.references}
+        if rules.update is not None:
+            require_given(rules.update, plan, model.name)
+        creatable = rules.on_missing == "create"
+        parents = await Parents.find(run, facts, plan, creatable=creatable)
         await _open(run, source)
         last = await run.read(lambda session: chunk.last_receipt(session, run.claim.job_id))
         tally = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
@@ -100,10 +166,10 @@ class Insertion:
             source,
             facts,
             plan,
-            Preparer(model, plan, facts),
-            keys,
-            source.data_start if last is None or last.chunk_no == OPENING else _behind(last),
-            tally.counts.get(Verdict.REJECTED, 0),
+            Preparer(model, plan, facts, rules.on_missing),
+            parents,
+            source.data_start if last is None or last.chunk_no == OPENING else behind(last),
+            rules.rejects(tally.counts),
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -111,132 +177,164 @@ class Insertion:
 
     async def insert_all(self) -> None:
         """Insert the chunks that are missing; Rejected when there are too many rejects."""
-        if self._too_many(self.rejected):
+        if self.too_many(self.rejected):
             self._give_up()
-        async with aclosing(self._prepared_ahead()) as chunks:
-            async for part, prepared, known in chunks:
-                receipt = await self._commit(part, prepared, known)
-                self.position = _behind(receipt)
-                self.rejected += receipt.counts.get(Verdict.REJECTED, 0)
-                if self._too_many(self.rejected):
-                    break
-        if self._too_many(self.rejected):
+        if self.rules.atomic:
+            if (receipt := await Together(self).insert_all()) is not None:
+                self._count(receipt)
+        else:
+            await self._insert_in_turn()
+        if self.too_many(self.rejected):
             self._give_up()
 
-    def _too_many(self, rejected: int) -> bool:
+    async def _insert_in_turn(self) -> None:
+        async with aclosing(self.prepared_ahead()) as chunks:
+            async for part, prepared, known in chunks:
+                self._count(await self._commit(part, prepared, known))
+                if self.too_many(self.rejected):
+                    break
+
+    def _count(self, receipt: Receipt) -> None:
+        self.position = behind(receipt)
+        self.rejected += self.rules.rejects(receipt.counts)
+
+    def too_many(self, rejected: int) -> bool:
         return self.rules.max_rejects is not None and rejected > self.rules.max_rejects
 
-    async def _prepared_ahead(self) -> AsyncGenerator[tuple[Part, Prepared, Known], None]:
-        """Prepare one chunk while the one before is being committed."""
+    async def prepared_ahead(self) -> AsyncGenerator[tuple[Part, Prepared, Known], None]:
+        """Prepare one chunk while the one before is being committed, outside its transaction."""
         parts = self._parts()
-        ahead = asyncio.create_task(self._next(parts))
+        ahead = self._start_next(parts)
         try:
             while (chunk_ready := await ahead) is not None:
-                ahead = asyncio.create_task(self._next(parts))
+                ahead = self._start_next(parts)
                 yield chunk_ready
         finally:
             await asyncio.wait([ahead])
             if not ahead.cancelled():
                 ahead.exception()
 
+    def _start_next(
+        self, parts: Iterator[Part]
+    ) -> "asyncio.Task[tuple[Part, Prepared, Known] | None]":
+        return asyncio.create_task(self._next(parts), context=self.outside.copy())
+
     async def _next(self, parts: Iterator[Part]) -> tuple[Part, Prepared, Known] | None:
         part = await asyncio.to_thread(next, parts, None)
         if part is None:
             return None
         known = await self._look_up(part)
-        return part, await asyncio.to_thread(self.preparer.prepare, part.rows, known), known
+        return part, await asyncio.to_thread(self.preparer.prepare, part, known), known
 
     async def _look_up(self, part: Part) -> Known:
-        wanted = self.preparer.wanted_keys(part.rows)
+        wanted = self.preparer.wanted_keys(part)
         if not any(wanted.values()):
             return {one.field: {} for one in wanted}
-        return await self.run.read(lambda session: self._ids(session, wanted))
-
-    async def _ids(self, session: AsyncSession, wanted: Mapping[Reference, set[str]]) -> Known:
-        """The ids of live rows by natural key."""
-        found: dict[str, dict[str, Any]] = {}
-        for reference, values in wanted.items():
-            column = self.keys[reference]
-            identity = column.table.c[reference.target]
-            [convert] = bulk.bind_processors(column.table, [column.name])
-            keys = sorted(map(convert, values) if convert else values)
-            # one parameter however many keys; not of the column's length, to which a cast cuts
-            these = sa.bindparam(None, keys, sa.ARRAY(sa.Text))
-            query = sa.select(column, identity).where(column == sa.any_(these))
-            if "deleted_at" in column.table.c:
-                query = query.where(column.table.c.deleted_at.is_(None))
-            found[reference.field] = {row[0]: row[1] for row in await session.execute(query)}
-        return found
+        return await self.run.read(lambda session: self.parents.ids(session, wanted))
 
     async def _commit(self, part: Part, prepared: Prepared, known: Known) -> Receipt:
         for _ in range(STALE_TRIES):
             await asyncio.to_thread(self.input.unchanged)
             try:
-                work = partial(self._work, part=part, prepared=prepared, known=known)
+                work = partial(self.work, part=part, prepared=prepared, known=known)
                 return await self.run.commit_chunk(part.number, part.span, work)
-            except _Stale:
+            except Stale:
                 known = await self._look_up(part)
-                prepared = await asyncio.to_thread(self.preparer.prepare, part.rows, known)
+                prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
         raise InputError(
             f"the rows that chunk {part.number} refers to changed {STALE_TRIES} times while it was "
             "imported; run the import when they are at rest"
         )
 
-    async def _work(
+    async def work(
         self, session: AsyncSession, part: Part, prepared: Prepared, known: Known
     ) -> ChunkEffect:
         await self._still_known(session, known)
+        created = Created()
+        if self.rules.on_missing == "create":
+            prepared = await self._create_missing(session, part, prepared, known, created)
         try:
             async with session.begin_nested():
-                effect = await self._insert(session, prepared)
+                effect = await self._insert(session, part, prepared)
                 self._stop_at_limit(effect)
         except _TooManyRejects as stop:
-            effect = await self._insert(session, prepared.until(stop.position + 1))
-            if not self._too_many(self.rejected + len(effect.refused)):
+            effect = await self._insert(session, part, prepared.until(stop.position + 1))
+            if not self.too_many(self.rejected + len(effect.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
-        return self._effect(part, effect, prepared.filtered)
+        entries = await self.parents.keep_used(session, created)
+        return self._effect(part, effect, prepared.filtered, entries)
 
     async def _still_known(self, session: AsyncSession, known: Known) -> None:
         wanted = {one: set(known[one.field]) for one in self.plan.references}
-        if any(wanted.values()) and await self._ids(session, wanted) != known:
-            raise _Stale
+        if any(wanted.values()) and await self.parents.ids(session, wanted) != known:
+            raise Stale
 
-    async def _insert(self, session: AsyncSession, prepared: Prepared) -> _Effect:
-        inserted = await bulk.insert_rows(
-            session,
-            self.facts,
-            self.preparer.columns,
-            prepared.records,
-            self.rules.on_conflict,
-        )
-        return _Effect(prepared, inserted)
+    async def _create_missing(
+        self, session: AsyncSession, part: Part, prepared: Prepared, known: Known, created: Created
+    ) -> Prepared:
+        """Create the rows that are named and not there, and prepare the chunk with them."""
+        if not prepared.unknown:
+            return prepared
+        new = await self.parents.create(session, prepared.unknown, created)
+        complete = {name: {**ids, **new.get(name, {})} for name, ids in known.items()}
+        return await asyncio.to_thread(self.preparer.prepare, part, complete)
+
+    async def _insert(self, session: AsyncSession, part: Part, prepared: Prepared) -> _Effect:
+        return _Effect(prepared, await self._write(session, part, prepared))
+
+    async def _write(self, session: AsyncSession, part: Part, prepared: Prepared) -> Inserted:
+        """Insert at once what nothing stands against; where rows met others last time, staged."""
+        columns, batch = self.preparer.columns, prepared.batch
+        if self.promising and not self.rules.looks_first and can_copy(self.facts, columns):
+            copied = await insert_directly(session, self.facts, columns, batch)
+            if copied is not None:
+                return copied
+        staged: Inserted
+        if self.rules.merges:
+            terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)
+            merging = self.rules.merging(self.model, self._journal(part))
+            staged = await merge_rows(session, self.facts, columns, batch, terms, merging)
+        else:
+            conflict = self.rules.on_conflict
+            staged = await bulk.insert_rows(session, self.facts, columns, batch, conflict)
+        self.promising = len(staged.inserted) == len(batch)
+        return staged
+
+    def _journal(self, part: Part) -> Journal:
+        """Behind the lines on what was inserted, into the table and into those it refers to."""
+        first = 1 + len(self.plan.references)
+        return Journal(self.run.claim, part.number, self.model.name, first)
 
     def _stop_at_limit(self, effect: _Effect) -> None:
-        refused = sorted(effect.refused)
-        if self.rules.max_rejects is not None and self._too_many(self.rejected + len(refused)):
-            raise _TooManyRejects(refused[self.rules.max_rejects - self.rejected])
+        rejected = sorted(effect.rejected)
+        most = self.rules.max_rejects
+        if most is not None and not self.rules.atomic and len(rejected) > most - self.rejected:
+            raise _TooManyRejects(rejected[most - self.rejected])
 
-    def _effect(self, part: Part, effect: _Effect, filtered: int) -> ChunkEffect:
-        refused = effect.refused
-        skipped = len(effect.inserted.skipped)
-        inserted = len(effect.inserted.inserted)
-        counts = {
-            Verdict.INSERTED: inserted,
-            Verdict.SKIPPED: skipped,
-            Verdict.REJECTED: len(refused),
-            Verdict.NOT_REACHED: len(part.rows) - filtered - inserted - skipped - len(refused),
-        }
-        entry = Entry("insert", self.model.name, inserted, effect.inserted.keys)
+    def _effect(
+        self, part: Part, effect: _Effect, filtered: int, entries: list[Entry]
+    ) -> ChunkEffect:
+        counts = effect.counts
+        counts[Verdict.NOT_REACHED] = len(part.rows) - filtered - sum(counts.values())
+        inserted = len(effect.written.inserted)
+        if inserted:
+            entries = [Entry("insert", self.model.name, inserted, effect.written.keys), *entries]
         return ChunkEffect(
-            Receipt(part.number, part.span, filtered, _without_zeros(counts)),
-            [_row_verdict(part, position, why) for position, why in sorted(refused.items())],
-            entry if inserted else None,
+            Receipt(part.number, part.span, filtered, without_zeros(counts)),
+            [_row_verdict(part, position, why) for position, why in sorted(effect.refused.items())],
+            entries,
+            effect.changes(self.model.name),
         )
 
     def _give_up(self) -> NoReturn:
+        after = (
+            "nothing was inserted"
+            if self.rules.atomic
+            else ("the rows behind were not reached, those inserted before stay")
+        )
         raise Rejected(
-            f"{self.rejected} rows were rejected and at most {self.rules.max_rejects} may be; the "
-            "rows behind were not reached, those inserted before stay: see `bulwark rejects`"
+            f"{self.rejected} rows were rejected and at most {self.rules.max_rejects} may be; "
+            f"{after}: see `bulwark rejects`"
         )
 
     async def count_the_rest(self) -> None:
@@ -244,9 +342,9 @@ class Insertion:
         if self.position.byte >= self.input.text_bytes:
             return
         part, filtered = await asyncio.to_thread(self._rest)
-        counts = _without_zeros({Verdict.NOT_REACHED: part.span.rows - filtered})
+        counts = without_zeros({Verdict.NOT_REACHED: part.span.rows - filtered})
         receipt = Receipt(part.number, part.span, filtered, counts)
-        await self.run.commit_chunk(part.number, part.span, _already(ChunkEffect(receipt)))
+        await self.run.commit_chunk(part.number, part.span, already(ChunkEffect(receipt)))
 
     def _rest(self) -> tuple[Part, int]:
         at = self.position
@@ -254,32 +352,18 @@ class Insertion:
         next_line = at.line
         for part in self._parts():
             rows += part.span.rows
-            filtered += self.preparer.count_filtered(part.rows)
+            filtered += self.preparer.count_filtered(part)
             next_line = part.span.next_line
         span = Span(at.row, rows, at.byte, self.input.text_bytes, at.line, next_line)
-        return Part(at.chunk_no, span, ()), filtered
-
-
-async def _key_column(run: ChunkedRun, reference: Reference) -> sa.Column[Any]:
-    try:
-        table = run.models.get(reference.table).table
-    except UnknownModel as error:
-        raise InputError(str(error)) from None
-    facts = await run.read(lambda session: read_facts(session, table))
-    return natural_key(table, facts, reference.key)
+        return Part(at.chunk_no, span, (), (), (), {}), filtered
 
 
 async def _open(run: ChunkedRun, source: Input) -> None:
     """Fix, at the first run, what the input is; refuse another one at a later run."""
-    detail = {
-        "fingerprint": source.fingerprint,
-        "header": source.header,
-        "text_bytes": source.text_bytes,
-    }
     start = source.data_start
     span = Span(1, 0, 0, start.byte, 1, start.line)
     opening = await run.commit_chunk(
-        OPENING, span, _already(ChunkEffect(Receipt(OPENING, span, detail=detail)))
+        OPENING, span, already(ChunkEffect(Receipt(OPENING, span, detail=source.detail)))
     )
     if (opening.detail or {}).get("fingerprint") != source.fingerprint:
         raise InputError(
@@ -288,31 +372,34 @@ async def _open(run: ChunkedRun, source: Input) -> None:
         )
 
 
-def _already(effect: ChunkEffect) -> Any:
+def already(effect: ChunkEffect) -> Any:
     async def work(_: AsyncSession) -> ChunkEffect:
         return effect
 
     return work
 
 
-def _behind(receipt: Receipt) -> Position:
+def behind(receipt: Receipt) -> Position:
     span = receipt.span
     return Position(receipt.chunk_no + 1, span.first_row + span.rows, span.end_byte, span.next_line)
 
 
 def _row_verdict(part: Part, position: int, why: Refusal) -> RowVerdict:
-    row = part.rows[position]
     return RowVerdict(
         row_no=part.span.first_row + position,
         chunk_no=part.number,
-        line=row.line,
-        verdict=Verdict.REJECTED,
+        line=part.lines[position],
+        verdict=_verdict(why),
         code=why.code,
         column=why.column,
         message=why.message,
-        raw=row.raw,
+        raw=part.raws[position],
     )
 
 
-def _without_zeros(counts: Mapping[Verdict, int]) -> dict[str, int]:
+def _verdict(why: Refusal) -> Verdict:
+    return Verdict.CONFLICT if why.code in CONFLICTS else Verdict.REJECTED
+
+
+def without_zeros(counts: Mapping[Verdict, int]) -> dict[str, int]:
     return {name.value: count for name, count in counts.items() if count}

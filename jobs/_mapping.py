@@ -7,7 +7,7 @@ key='{name}|{position}'    the field `key` is made from columns
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -18,18 +18,11 @@ from pydantic import BaseModel
 from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
 from jobs._declaration import did_you_mean
 from jobs._errors import InputError
+from jobs._part import ABSENT, Values
 
 OWN_PREFIX = "bulwark_"
 """Columns that an export of rejects adds begin so; an import passes them over."""
 LIVE = "(deleted_at IS NULL)"
-
-
-class Absent:
-    """A value that a row does not have, which is another thing than None."""
-
-
-ABSENT = Absent()
-Values = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,15 @@ class Request:
     where: Mapping[str, str]
     ignore: Sequence[str]
     ignore_unknown: bool
+    expect_version: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """How one input's rows become the fields of a model.
 
-    `sources` tells for each field from which column a person would mend it.
+    `sources` tells for each field from which column a person would mend it, `version` is the column
+    of the version that a row counts on.
     """
 
     direct: tuple[tuple[str, int], ...]
@@ -71,10 +66,24 @@ class Plan:
     references: tuple[Reference, ...]
     filters: tuple[tuple[int, str], ...]
     sources: Mapping[str, str]
+    version: int | None = None
 
     def selects(self, values: Values) -> bool:
         """Whether the row is part of the input at all."""
         return all(_text(values[index]) == wanted for index, wanted in self.filters)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The fields that every row gives, if it has all columns of the input."""
+        names = (name for name, _ in (*self.direct, *self.made, *self.constants.items()))
+        return (*names, *(reference.field for reference in self.references))
+
+    def columnwise(self, rows: Sequence[Values]) -> list[Sequence[Any]]:
+        """The values of the given fields but those of references: one sequence for each field."""
+        columns = list(zip(*rows, strict=True))
+        direct = [columns[index] for _, index in self.direct]
+        made = [[make(values) for values in rows] for _, make in self.made]
+        return [*direct, *made, *([value] * len(rows) for value in self.constants.values())]
 
     def fields(self, values: Values) -> dict[str, Any]:
         """The row's fields, without those that references will give."""
@@ -90,7 +99,9 @@ def _text(value: Any) -> str:
     """The value as a CSV would have it; one that is no text as JSON has it."""
     if value is None or value is ABSENT:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (bool, int, float, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def make_plan(
@@ -136,12 +147,21 @@ class _Planner:
         filters = tuple(
             (self._column(name, "--where"), wanted) for name, wanted in self._request.where.items()
         )
+        version = self._version_column()
         self._take_by_name()
         self._require_all_used()
         self._require_all_given()
-        return self._plan(filters)
+        return self._plan(filters, version)
 
-    def _plan(self, filters: tuple[tuple[int, str], ...]) -> Plan:
+    def _version_column(self) -> int | None:
+        name = self._request.expect_version
+        if name is None:
+            return None
+        if "version" not in {column.name for column in self._facts.columns}:
+            raise InputError(f"--expect-version: {self._model} has no version to compare with")
+        return self._column(name, "--expect-version")
+
+    def _plan(self, filters: tuple[tuple[int, str], ...], version: int | None = None) -> Plan:
         return Plan(
             tuple(self._direct),
             tuple(self._made),
@@ -149,6 +169,7 @@ class _Planner:
             tuple(self._references),
             filters,
             self._sources,
+            version,
         )
 
     def _map(self, left: str, right: str) -> None:
@@ -281,6 +302,14 @@ class _Planner:
             given.update(self._create.model_fields)
         for name in self._facts.unmet(given):
             raise InputError(f"{self._model}.{name} must have a value and nothing gives it one")
+
+
+def require_given(update: Iterable[str], plan: Plan, model: str) -> None:
+    """Raise InputError unless the input gives each of the fields that are to be updated."""
+    for name in update:
+        if name not in plan.given:
+            near = did_you_mean(name, plan.given)
+            raise InputError(f"--update: the input does not give {model}.{name}{near}")
 
 
 def _bare(key: ForeignKey) -> str:

@@ -1,123 +1,204 @@
 """From the raw rows of a chunk to values for COPY: selected, mapped, validated by the model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from db import bulk
-from db.bulk import DEFAULT
+from db.batch import Batch, Record, make_batch
 from db.catalog import TableFacts
-from db.columns import is_sensitive
+from db.columns import BIGINT_MAX, is_sensitive
+from db.direct_copy import key_order
 from db.refusal import Refusal
 from db.registry import Model
-from jobs._mapping import ABSENT, Plan, Reference, Values
+from db.staging import DEFAULT
+from jobs._bulk_validation import bulk_validator
+from jobs._mapping import Plan, Reference
+from jobs._part import ABSENT, Part, Values
 
 Known = Mapping[str, Mapping[str, Any]]
 """For each referencing field: natural key → id of the row it names."""
 
+OnMissing = Literal["reject", "create", "null"]
+"""What becomes of a row that names, by natural key, a row that is not there."""
+
 MAX_MESSAGE_CHARS = 1000
 MAX_SHOWN_CHARS = 100
 MASK = "***"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the input as it was read; `fault` when it could not be split into values."""
-
-    line: int | None
-    values: Values
-    raw: bytes
-    fault: Refusal | None = None
+_VERSION = TypeAdapter(Annotated[int, Field(ge=0, le=BIGINT_MAX)])
 
 
 @dataclass
 class Prepared:
-    """A chunk's rows, ready to be inserted: `records[i]` is made of row `positions[i]`."""
+    """A chunk's rows, ready to be written: `records[i]` is made of row `positions[i]`.
 
-    rows: Sequence[Row]
+    `unknown` are the keys by which rows, refused for now, name rows that are still to be made.
+    By record, `given` are the fields of those that do not give all that the input gives, and
+    `expected` the versions that they count on.
+    """
+
+    order_by: Callable[[Record], Any] | None = None
     positions: list[int] = field(default_factory=list)
-    records: list[tuple[Any, ...]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     refused: dict[int, Refusal] = field(default_factory=dict)
     filtered: int = 0
+    unknown: dict[Reference, set[str]] = field(default_factory=dict)
+    given: dict[int, frozenset[str]] = field(default_factory=dict)
+    expected: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The records as they are sent; made when it is first asked for."""
+        return make_batch(self.records, self.order_by)
 
     def until(self, end: int) -> "Prepared":
         """The part of it that stands before row `end`."""
-        ready = [pair for pair in zip(self.positions, self.records, strict=True) if pair[0] < end]
+        count = bisect_left(self.positions, end)
         return Prepared(
-            self.rows,
-            [position for position, _ in ready],
-            [record for _, record in ready],
+            self.order_by,
+            self.positions[:count],
+            self.records[:count],
             {position: why for position, why in self.refused.items() if position < end},
+            given={at: given for at, given in self.given.items() if at < count},
+            expected={at: version for at, version in self.expected.items() if at < count},
         )
 
 
 class Preparer:
     """Turns rows into records for one model under one plan."""
 
-    def __init__(self, model: Model, plan: Plan, facts: TableFacts) -> None:
+    def __init__(
+        self, model: Model, plan: Plan, facts: TableFacts, on_missing: OnMissing = "reject"
+    ) -> None:
         self._model = model
         self._plan = plan
-        self.columns = tuple(model.create.model_fields)
+        self._on_missing = on_missing
+        self._given = frozenset(plan.given)
+        self._bulk = bulk_validator(model.create, plan.given)
+        self.columns = self._bulk.columns if self._bulk else tuple(model.create.model_fields)
+        self._order_by = key_order(facts, self.columns)
         self._optional = facts.defaulted & set(self.columns)
         self._validate = model.create.__pydantic_validator__.validate_python
         self._pick = _picker(self.columns)
         self._convert = bulk.bind_processors(model.table, self.columns)
 
-    def wanted_keys(self, rows: Iterable[Row]) -> dict[Reference, set[str]]:
+    def wanted_keys(self, part: Part) -> dict[Reference, set[str]]:
         """The natural keys that the rows mention, to be looked up before they are prepared."""
         wanted: dict[Reference, set[str]] = {one: set() for one in self._plan.references}
-        for row in rows:
-            if row.fault is None and self._plan.selects(row.values):
-                for reference, keys in wanted.items():
-                    value = row.values[reference.index]
-                    if isinstance(value, str) and "\0" not in value:
-                        keys.add(value)
+        if wanted:
+            rows = [part.rows[position] for position in self._selected(part)]
+            for reference, keys in wanted.items():
+                values = (row[reference.index] for row in rows)
+                keys.update(value for value in values if _is_key(value))
         return wanted
 
-    def count_filtered(self, rows: Iterable[Row]) -> int:
+    def count_filtered(self, part: Part) -> int:
         """How many rows are not part of the input."""
-        return sum(row.fault is None and not self._plan.selects(row.values) for row in rows)
+        return len(part.rows) - len(part.faults) - len(self._selected(part))
 
-    def prepare(self, rows: Sequence[Row], known: Known) -> Prepared:
-        """Validate every selected row; what is wrong with one is its refusal, and no error."""
-        prepared = Prepared(rows)
-        for position, row in enumerate(rows):
-            if row.fault is not None:
-                prepared.refused[position] = row.fault
-            elif not self._plan.selects(row.values):
-                prepared.filtered += 1
-            else:
-                self._prepare_one(prepared, position, row, known)
+    def prepare(self, part: Part, known: Known) -> Prepared:
+        """Validate every selected row; what is wrong with one is its refusal, and no error.
+
+        It takes its time, and belongs in a thread.
+        """
+        prepared = self._validated(part, known)
+        _ = prepared.batch
         return prepared
 
-    def _prepare_one(self, prepared: Prepared, position: int, row: Row, known: Known) -> None:
-        fields = self._plan.fields(row.values)
+    def _validated(self, part: Part, known: Known) -> Prepared:
+        selected = self._selected(part)
+        filtered = len(part.rows) - len(part.faults) - len(selected)
+        prepared = Prepared(self._order_by, refused=dict(part.faults), filtered=filtered)
+        rows = [part.rows[position] for position in selected]
+        records = self._in_bulk(rows, part.complete, known)
+        if self._plan.version is None and None not in records:
+            prepared.positions = list(selected)
+            prepared.records = cast(list[Record], records)
+            return prepared
+        for position, row, record in zip(selected, rows, records, strict=True):
+            outcome = self._alone(row, known, prepared) if record is None else record
+            expected = self._expected(row)
+            if isinstance(outcome, Refusal):
+                prepared.refused[position] = outcome
+            elif isinstance(expected, Refusal):
+                prepared.refused[position] = expected
+                prepared.given.pop(len(prepared.records), None)
+            else:
+                if expected is not None:
+                    prepared.expected[len(prepared.records)] = expected
+                prepared.positions.append(position)
+                prepared.records.append(outcome)
+        return prepared
+
+    def _expected(self, values: Values) -> int | Refusal | None:
+        """The version that the row counts on, if it does."""
+        value = None if self._plan.version is None else values[self._plan.version]
+        if value is None or value is ABSENT:
+            return None
+        try:
+            version: int = _VERSION.validate_python(value)
+        except ValidationError:
+            return Refusal("invalid", "the expected version is no number of a version", "version")
+        return version
+
+    def _selected(self, part: Part) -> Sequence[int]:
+        """The positions of the rows that are part of the input and can be read."""
+        if not part.faults and not self._plan.filters:
+            return range(len(part.rows))
+        return [
+            position
+            for position, values in enumerate(part.rows)
+            if position not in part.faults and self._plan.selects(values)
+        ]
+
+    def _in_bulk(self, rows: Sequence[Values], complete: bool, known: Known) -> list[Record | None]:
+        """The records of the rows that are valid at first sight; None for one to look at alone."""
+        if self._bulk is None or not complete or not rows or not self._plan.given:
+            return [None] * len(rows)
+        fields = self._plan.columnwise(rows)
+        unknown: set[int] = set()
         for reference in self._plan.references:
-            value = row.values[reference.index]
+            keys = [row[reference.index] for row in rows]
+            ids = [known[reference.field].get(key) if _is_key(key) else None for key in keys]
+            unknown.update(at for at, key in enumerate(keys) if key is not None and ids[at] is None)
+            fields.append(ids)
+        found = self._bulk.validate(list(zip(*fields, strict=True)))
+        records = [None if at in unknown else one for at, one in enumerate(found)]
+        return list(map(self._storable, records)) if any(self._convert) else records
+
+    def _alone(self, values: Values, known: Known, prepared: Prepared) -> Record | Refusal:
+        """Validate one row by the model itself, which knows what to say about it."""
+        fields = self._plan.fields(values)
+        unknown: Refusal | None = None
+        for reference in self._plan.references:
+            value = values[reference.index]
             if value is ABSENT:
                 continue
-            identity = known[reference.field].get(value) if isinstance(value, str) else None
-            if identity is None and value is not None:
-                prepared.refused[position] = self._unknown_key(reference, value)
-                return
+            identity = known[reference.field].get(value) if _is_key(value) else None
+            if identity is None and value is not None and self._on_missing != "null":
+                if _is_key(value):
+                    prepared.unknown.setdefault(reference, set()).add(value)
+                unknown = unknown or self._unknown_key(reference, value)
             fields[reference.field] = identity
+        if unknown is not None:
+            return unknown
         try:
             valid = self._validate(fields)
         except ValidationError as error:
-            prepared.refused[position] = self._invalid(error, fields)
-            return
+            return self._invalid(error, fields)
         record = self._record(valid)
-        if isinstance(record, Refusal):
-            prepared.refused[position] = record
-            return
-        prepared.positions.append(position)
-        prepared.records.append(record)
+        given = frozenset(valid.model_fields_set)
+        if given != self._given and not isinstance(record, Refusal):
+            prepared.given[len(prepared.records)] = given
+        return record
 
-    def _record(self, valid: BaseModel) -> tuple[Any, ...] | Refusal:
+    def _record(self, valid: BaseModel) -> Record | Refusal:
         """The values for COPY: None is NULL whatever the type, what nobody set is DEFAULT."""
         record = self._pick(valid)
         if unset := self._optional - valid.model_fields_set:
@@ -125,8 +206,13 @@ class Preparer:
                 DEFAULT if value is None and name in unset else value
                 for name, value in zip(self.columns, record, strict=True)
             )
-        if not any(self._convert):
-            return record
+        return self._converted(record) if any(self._convert) else record
+
+    def _storable(self, record: Record | None) -> Record | None:
+        converted = None if record is None else self._converted(record)
+        return None if isinstance(converted, Refusal) else converted
+
+    def _converted(self, record: Record) -> Record | Refusal:
         values = []
         for name, value, convert in zip(self.columns, record, self._convert, strict=True):
             try:
@@ -184,6 +270,11 @@ def _picker(columns: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     if len(columns) > 1:
         return attrgetter(*columns)
     return lambda valid: tuple(getattr(valid, name) for name in columns)
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value can be a natural key: a text that PostgreSQL can hold."""
+    return isinstance(value, str) and "\0" not in value
 
 
 def _short(text: str, most_chars: int) -> str:

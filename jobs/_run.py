@@ -1,23 +1,25 @@
 """What a chunked job is given: its claim, and the one way to commit a chunk."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.ledger import audit, chunk, job, verdict
-from db.ledger.audit import Entry
+from db.ledger import audit, chunk, job, progress, verdict
+from db.ledger.audit import Changes, Entry
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim, Limits
 from db.ledger.verdict import RowVerdict
 from db.registry import Registry
 from db.transaction import transaction
+from jobs._sources.place import ImportPlace
 
 CHUNK_LIMITS = Limits(statement_s=600.0, idle_s=600.0)
 T = TypeVar("T")
+TakeReceipt = Callable[[int, Span], Awaitable[None]]
 log = structlog.get_logger("bulwark.jobs")
 
 
@@ -27,7 +29,8 @@ class ChunkEffect:
 
     receipt: Receipt
     verdicts: list[RowVerdict] = field(default_factory=list)
-    entry: Entry | None = None
+    entries: Sequence[Entry] = ()
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ChunkedRun:
     claim: Claim
     sessions: async_sessionmaker[AsyncSession]
     models: Registry
-    import_folders: Sequence[Path]
+    import_folders: Sequence[ImportPlace]
 
     async def read(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Run statements that change nothing, in a transaction of their own."""
@@ -68,11 +71,50 @@ class ChunkedRun:
         self._tell(done)
         return done.receipt
 
+    async def commit_chunks(
+        self, effects: Callable[[AsyncSession, TakeReceipt], AsyncGenerator[ChunkEffect, None]]
+    ) -> list[Receipt]:
+        """Commit all chunks of the job together; then say so in the log.
+
+        The effects may be asked for several times, each time in a new transaction; they take each
+        chunk's receipt before they do its work. Returns no receipts where all were committed
+        before. Raises ClaimLost.
+        """
+
+        async def unit(session: AsyncSession) -> list[ChunkEffect]:
+            await job.fence(session, self.claim, CHUNK_LIMITS)
+
+            async def take(chunk_no: int, span: Span) -> None:
+                await chunk.take_receipt(session, self.claim, chunk_no, span)
+
+            done = []
+            async with aclosing(effects(session, take)) as all_effects:
+                async for effect in all_effects:
+                    await self._record(session, effect)
+                    done.append(effect)
+            await progress.forget(session, self.claim)
+            return done
+
+        done = await transaction(self.sessions, unit, name="job.chunks", receipted=True)
+        if isinstance(done, Receipt):
+            return []
+        for effect in done:
+            self._tell(effect)
+        return [effect.receipt for effect in done]
+
+    async def tell_progress(self, rows: int, read_bytes: int) -> None:
+        """Let others see how far a job is that has committed nothing yet."""
+        await transaction(
+            self.sessions,
+            lambda session: progress.tell(session, self.claim, rows, read_bytes),
+            name="job.progress",
+            receipted=True,
+        )
+
     async def _record(self, session: AsyncSession, effect: ChunkEffect) -> None:
         number = effect.receipt.chunk_no
         await verdict.write_verdicts(session, self.claim.job_id, effect.verdicts)
-        if effect.entry is not None:
-            await audit.write_entry(session, self.claim, number, effect.entry)
+        await audit.write_entries(session, self.claim, number, effect.entries)
         await chunk.fill_receipt(session, self.claim, effect.receipt)
 
     def _tell(self, effect: ChunkEffect) -> None:
@@ -86,15 +128,24 @@ class ChunkedRun:
             rows=receipt.span.rows,
             **receipt.counts,
         )
-        if effect.entry is not None:
-            log.info(
-                "audit.written",
-                job=str(self.claim.job_id),
-                claim=str(self.claim.claim_id),
-                chunk=receipt.chunk_no,
-                actor=self.claim.actor,
-                action=effect.entry.action,
-                table=effect.entry.table_name,
-                rows=effect.entry.rows,
-                keys=effect.entry.keys.as_summary(),
-            )
+        for entry in effect.entries:
+            summary = entry.keys.as_summary()
+            self._tell_audit(receipt, entry.action, entry.table_name, entry.rows, summary)
+        if (changes := effect.changes) is not None:
+            for action, rows in changes.counts.items():
+                self._tell_audit(receipt, action, changes.table_name, rows, {"count": rows})
+
+    def _tell_audit(
+        self, receipt: Receipt, action: str, table: str, rows: int, keys: Mapping[str, Any]
+    ) -> None:
+        log.info(
+            "audit.written",
+            job=str(self.claim.job_id),
+            claim=str(self.claim.claim_id),
+            chunk=receipt.chunk_no,
+            actor=self.claim.actor,
+            action=action,
+            table=table,
+            rows=rows,
+            keys=keys,
+        )

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -12,47 +13,73 @@ from db.ledger import spool
 from jobs._errors import InputError
 from jobs._input import Spooled
 from jobs._producer import Enqueued, Producer, new_job_id
-from jobs._sources.source import FileSource, inspect
+from jobs._sources.format import Shape
+from jobs._sources.opened import Opened
+from jobs._sources.place import open_place
+from jobs._sources.source import Stored, Text, raw_blocks
 from jobs._sources.spool import pack_part
 from jobs.insert_rows import InsertRows
 
 PART_BYTES = 1024 * 1024
+_NOTHING_DECLARED = Shape()
 
 
 async def enqueue_file(
-    producer: Producer, path: Path, request: dict[str, Any], **terms: Any
+    producer: Producer,
+    path: Path,
+    request: dict[str, Any],
+    *,
+    declared: Shape = _NOTHING_DECLARED,
+    job_id: UUID | None = None,
+    **terms: Any,
 ) -> Enqueued:
     """Accept an import of the file: spool and job are there together, or neither is.
 
     `request` holds the fields of InsertRows but its source, `terms` what `Producer.enqueue`
     takes. Raises InputError when the file is empty, damaged, or changes while it is read.
     """
-    job_id = new_job_id()
-    with await asyncio.to_thread(_open, path) as file:
-        found = await asyncio.to_thread(inspect, file)
-        source = Spooled(type="spooled", name=path.name, part_bytes=PART_BYTES, **found._asdict())
-        payload = InsertRows(**request, source=source)
-
-        async def accept(session: AsyncSession) -> Enqueued:
-            """After a lost answer to COMMIT the job and its parts may be there already."""
-            accepted = await producer.enqueue(payload, session=session, job_id=job_id, **terms)
-            if accepted.created and await spool.read_part(session, job_id, 0) is None:
-                await spool.write_parts(session, job_id, _parts(file, source))
-            return accepted
-
-        return await producer.in_transaction(accept)
+    with await asyncio.to_thread(open_place, str(path)) as stored:
+        text = await asyncio.to_thread(Text.of, stored, declared.encoding)
+        opened = await asyncio.to_thread(Opened.recognised, text, path.name, declared)
+        return await enqueue_opened(producer, opened, path.name, request, job_id=job_id, **terms)
 
 
-def _open(path: Path) -> FileSource:
-    """The producer may read what it names; the allowed folders are those of workers."""
-    return FileSource(path, [path.resolve().parent])
+async def enqueue_opened(
+    producer: Producer,
+    opened: Opened,
+    name: str,
+    request: dict[str, Any],
+    *,
+    job_id: UUID | None = None,
+    **terms: Any,
+) -> Enqueued:
+    """Accept an import of what was opened, in the same way."""
+    job_id = job_id or new_job_id()
+    found = await asyncio.to_thread(lambda: opened.inspection)
+    source = Spooled(
+        type="spooled",
+        name=name,
+        part_bytes=PART_BYTES,
+        **found._asdict(),
+        **opened.layout.model_dump(),
+    )
+    payload = InsertRows(**request, source=source)
+
+    async def accept(session: AsyncSession) -> Enqueued:
+        """After a lost answer to COMMIT the job and its parts may be there already."""
+        accepted = await producer.enqueue(payload, session=session, job_id=job_id, **terms)
+        if accepted.created and await spool.read_part(session, job_id, 0) is None:
+            await spool.write_parts(session, job_id, _parts(opened.text.stored, source))
+        return accepted
+
+    return await producer.in_transaction(accept)
 
 
-async def _parts(file: FileSource, source: Spooled) -> AsyncIterator[bytes]:
+async def _parts(stored: Stored, source: Spooled) -> AsyncIterator[bytes]:
     """The packed parts; InputError when their bytes are not those that were inspected."""
     digest = hashlib.sha256()
     held = b""
-    for block in file.raw_blocks():
+    for block in raw_blocks(stored):
         digest.update(block)
         held += block
         while len(held) >= PART_BYTES:

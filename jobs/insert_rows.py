@@ -20,7 +20,13 @@ class InsertRows(Payload):
     """What to insert, from where, and what to do about rows that do not fit.
 
     `map`, `constants`, `where`, `ignore` and `ignore_unknown` say what the columns mean.
-    `on_conflict` is about rows that clash with a unique index: reject them, or skip them.
+    `on_conflict` is about rows that clash with a unique index: reject them, skip them, or update
+    what is there, in the columns of `update` or in all that the row gives. A row that gives
+    `expect_version`, the name of a column, takes effect only on that version of its row.
+    `on_deleted` is about rows that would clash with one that was deleted: insert them anew, revive
+    the latest, or reject them. `on_missing` is about the rows of other tables that a row names.
+    `atomic` inserts everything in one transaction, or, at one reject more than `max_rejects`, which
+    is none unless it is given, nothing at all.
     `on_invalid` abort ends the job at the first reject, `max_rejects` at the first one too many.
     """
 
@@ -32,7 +38,12 @@ class InsertRows(Payload):
     where: dict[str, str] = {}
     ignore: list[str] = []
     ignore_unknown: bool = False
-    on_conflict: Literal["reject", "skip"] = "reject"
+    on_conflict: Literal["reject", "skip", "update"] = "reject"
+    update: list[str] | None = None
+    expect_version: str | None = None
+    on_deleted: Literal["insert", "revive", "reject"] = "insert"
+    on_missing: Literal["reject", "create", "null"] = "reject"
+    atomic: bool = False
     on_invalid: Literal["reject", "abort"] = "reject"
     max_rejects: Annotated[int, Field(ge=0)] | None = None
     chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
@@ -42,18 +53,39 @@ class InsertRows(Payload):
     def _one_input(self) -> "InsertRows":
         if (self.rows is None) == (self.source is None):
             raise ValueError("give either rows or a source")
+        if self.on_conflict != "update" and (self.update is not None or self.expect_version):
+            raise ValueError("update and expect_version are for on_conflict update alone")
         return self
 
     @property
     def rules(self) -> Rules:
         """How the rows are to be inserted; to abort at the first reject is to allow none."""
         most = 0 if self.on_invalid == "abort" else self.max_rejects
-        return Rules(self.chunk_rows, self.chunk_bytes, self.on_conflict, most)
+        if self.atomic and most is None:
+            most = 0
+        return Rules(
+            self.chunk_rows,
+            self.chunk_bytes,
+            self.on_conflict,
+            most,
+            self.on_deleted,
+            self.on_missing,
+            None if self.update is None else frozenset(self.update),
+            self.expect_version is not None,
+            self.atomic,
+        )
 
     @property
     def request(self) -> Request:
         """What the columns mean."""
-        return Request(self.map, self.constants, self.where, self.ignore, self.ignore_unknown)
+        return Request(
+            self.map,
+            self.constants,
+            self.where,
+            self.ignore,
+            self.ignore_unknown,
+            self.expect_version,
+        )
 
 
 async def count_the_rest(run: ChunkedRun, payload: InsertRows) -> None:

@@ -18,6 +18,8 @@ from db.transaction import transaction
 from jobs._declaration import Jobs, Payload, discover_jobs
 from jobs._input import InPlace
 from jobs._producer import Producer
+from jobs._sources.format import Shape
+from jobs._sources.place import ImportPlace
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows
 from worker.execution import Executor
@@ -42,7 +44,7 @@ class Bench:
         self.models = models or discover_models()
         self.worker_id = uuid4()
         self.producer = Producer(sessions, self.jobs)
-        self.import_folders: list[Path] = []
+        self.import_folders: list[ImportPlace] = []
         self._url = url
 
     async def register(self) -> Executor:
@@ -83,11 +85,14 @@ class Bench:
         await self.deliver(job_id)
         return job_id
 
-    async def enqueue_file(self, path: Path, way: Way, **request: Any) -> UUID:
+    async def enqueue_file(
+        self, path: Path, way: Way, *, declared: Shape | None = None, **request: Any
+    ) -> UUID:
         """Enqueue the import of a file without running it; `request` is for InsertRows."""
+        declared = declared or Shape()
         if way == "spooled":
-            return (await enqueue_file(self.producer, path, request)).job_id
-        source = InPlace(type="in_place", path=str(path))
+            return (await enqueue_file(self.producer, path, request, declared=declared)).job_id
+        source = InPlace(type="in_place", path=str(path), **declared.model_dump())
         return (await self.producer.enqueue(InsertRows(**request, source=source))).job_id
 
     async def deliver(self, job_id: UUID) -> None:

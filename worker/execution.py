@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +20,7 @@ from db.transaction import transaction
 from jobs._declaration import Job, Jobs, Outcome, Payload
 from jobs._errors import Rejected, TryLater
 from jobs._run import ChunkedRun
+from jobs._sources.place import ImportPlace
 from worker.ending import Ending, deferred, failed, outlived, requeued, succeeded, tried
 from worker.liveness import Liveness
 
@@ -89,7 +89,7 @@ class Executor:
     sessions: async_sessionmaker[AsyncSession]
     jobs: Jobs
     models: Registry
-    import_folders: Sequence[Path]
+    import_folders: Sequence[ImportPlace]
     liveness: Liveness
     solitude: Solitude = field(default_factory=Solitude)
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -3,11 +3,12 @@
 from enum import IntEnum
 from typing import NamedTuple
 
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from db.errors import BulwarkError, NotAtHead
 from db.retry import DATABASE_ERRORS, Fault, classify, describe, sqlstate
-from jobs._errors import JobError
+from jobs._errors import JobError, SourceAway
 from worker.embedded import EmbeddedServerError
 from worker.redis_pool import EvictingRedis
 from worker.settings import SettingsError
@@ -32,7 +33,7 @@ class BadInput(Exception):
 
 _CODES = (
     ((SettingsError, NotAtHead, EvictingRedis), ExitCode.NOT_READY),
-    (EmbeddedServerError, ExitCode.UNREACHABLE),
+    ((EmbeddedServerError, SourceAway), ExitCode.UNREACHABLE),
     ((BadInput, JobError, BulwarkError), ExitCode.BAD_INPUT),
 )
 
@@ -66,6 +67,13 @@ def explain(error: Exception) -> Failure | None:
         if isinstance(error, kinds):
             return Failure(code, _one_line(error))
     return None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that a payload or an option is refused for."""
+    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(map(str, problem["loc"])) or "the request"
+    return f"{place}: {problem['msg']}"
 
 
 def unreachable_postgres(error: Exception) -> str:

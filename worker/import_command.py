@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from pydantic import ValidationError
 
@@ -12,26 +13,60 @@ from db.catalog import TableFacts, read_facts
 from db.registry import Model, Registry, discover_models
 from jobs._input import InPlace
 from jobs._mapping import Request, make_plan, natural_key
-from jobs._producer import Enqueued, Terms
-from jobs._sources.csv import CsvReader
-from jobs._sources.source import FileSource
-from jobs._spooling import enqueue_file
+from jobs._producer import Enqueued, Producer, Terms
+from jobs._sources.format import Shape
+from jobs._sources.object_store import ObjectSource
+from jobs._sources.opened import Opened
+from jobs._sources.place import ImportPlace, open_place
+from jobs._sources.source import FileSource, Text
+from jobs._spooling import enqueue_opened
 from jobs.insert_rows import InsertRows
 from worker.connection import Sessions, open_producer
-from worker.exit_codes import BadInput
+from worker.exit_codes import BadInput, first_problem
 from worker.settings import Settings
 
 
 @dataclass(frozen=True)
 class Import:
-    """An import as it was asked for; `options` are further fields of InsertRows."""
+    """An import as it was asked for; `options` are further fields of InsertRows.
+
+    A `job_id` is given by whoever must get the same job whenever it asks again. `uri` names an
+    object in place of the file. `in_place` is whether the worker reads the input where it is; if
+    nothing is said it does so with objects only.
+    """
 
     model: str
     file: Path
     columns: Request
     options: Mapping[str, Any] = field(default_factory=dict)
     terms: Mapping[str, Any] = field(default_factory=dict)
-    in_place: bool = False
+    in_place: bool | None = None
+    job_id: UUID | None = None
+    declared: Shape = field(default_factory=Shape)
+    uri: str | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether the worker is to read the input where it is."""
+        return self.uri is not None if self.in_place is None else self.in_place
+
+    @property
+    def place(self) -> str:
+        """Where the input is."""
+        return self.uri or str(self.file.absolute())
+
+    def open(self, places: Sequence[ImportPlace] = ()) -> FileSource | ObjectSource:
+        """Open it; what stays where it is only from the places, if any are named.
+
+        A worker elsewhere has places of its own, so they are checked here only where there are
+        some. Raises InputError.
+        """
+        return open_place(self.uri or str(self.file), (self.stays and places) or None)
+
+    def recognised(self, stored: FileSource | ObjectSource) -> Opened:
+        """What was opened, as what it is. Raises InputError when it cannot be used."""
+        text = Text.of(stored, self.declared.encoding)
+        return Opened.recognised(text, stored.name, self.declared)
 
 
 def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
@@ -47,38 +82,47 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def check_wishes(asked: Import) -> None:
+    """Raise JobError or BadInput about options and terms with which no file could be imported."""
+    Terms(**{name: value for name, value in asked.terms.items() if name != "idempotency_key"})
+    try:
+        InsertRows(**_request(asked, asked.model), rows=[])
+    except ValidationError as error:
+        raise BadInput(first_problem(error)) from None
+
+
+def _request(asked: Import, table: str) -> dict[str, Any]:
+    return {"table": table, **vars(asked.columns), **asked.options}
+
+
 async def submit(settings: Settings, sessions: Sessions, asked: Import) -> Enqueued:
-    """Check the model, the file, its header and the mapping; then accept the job.
+    """Check the model, the input, its columns and the mapping; then accept the job.
 
     Raises BadInput, JobError or BulwarkError about what is wrong, with nothing enqueued.
     """
     models = discover_models(settings.model_modules)
     model = models.get(asked.model)
-    Terms(**{name: value for name, value in asked.terms.items() if name != "idempotency_key"})
-    columns = await asyncio.to_thread(_read_columns, asked, settings.import_folders)
-    await _check_mapping(sessions, models, model, asked.columns, columns)
-    request = {"table": model.name, **vars(asked.columns), **asked.options}
-    async with open_producer(settings, sessions) as producer:
-        try:
-            if asked.in_place:
-                payload = InsertRows(
-                    **request, source=InPlace(type="in_place", path=str(asked.file.absolute()))
-                )
-                return await producer.enqueue(payload, **asked.terms)
-            return await enqueue_file(producer, asked.file, request, **asked.terms)
-        except ValidationError as error:
-            raise BadInput(_first_problem(error)) from None
+    check_wishes(asked)
+    with await asyncio.to_thread(asked.open, settings.import_folders) as stored:
+        opened = await asyncio.to_thread(asked.recognised, stored)
+        columns = await asyncio.to_thread(lambda: opened.reader.columns)
+        await _check_mapping(sessions, models, model, asked.columns, columns)
+        request = _request(asked, model.name)
+        async with open_producer(settings, sessions) as producer:
+            try:
+                return await _enqueue(producer, asked, opened, stored.name, request)
+            except ValidationError as error:
+                raise BadInput(first_problem(error)) from None
 
 
-def _read_columns(asked: Import, import_folders: Sequence[Path]) -> list[str]:
-    """The header of the file, which a worker may read in place only from the allowed folders.
-
-    A worker elsewhere has folders of its own, so they are checked here only where there are some.
-    """
-    anywhere = [asked.file.resolve().parent]
-    folders = import_folders if asked.in_place and import_folders else anywhere
-    with FileSource(asked.file, folders) as source:
-        return CsvReader(source).header().columns
+async def _enqueue(
+    producer: Producer, asked: Import, opened: Opened, name: str, request: dict[str, Any]
+) -> Enqueued:
+    if not asked.stays:
+        terms = {"job_id": asked.job_id, **asked.terms}
+        return await enqueue_opened(producer, opened, name, request, **terms)
+    source = InPlace(type="in_place", path=asked.place, **opened.layout.model_dump())
+    return await producer.enqueue(InsertRows(**request, source=source), **asked.terms)
 
 
 async def _check_mapping(
@@ -91,9 +135,3 @@ async def _check_mapping(
             parent = models.get(reference.table).table
             parent_facts: TableFacts = await read_facts(session, parent)
             natural_key(parent, parent_facts, reference.key)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, problem["loc"])) or "the request"
-    return f"{place}: {problem['msg']}"

@@ -89,6 +89,29 @@ def show_audit(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     make_console().print(grid(names, rows, right=("chunk", "rows")))
 
 
+def show_parked(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _lines(found)
+        return
+    if not found:
+        say("There are no such messages.")
+        return
+    rows = [
+        (
+            number(one["number"]),
+            moment(one["parked_at"]),
+            one["queue"],
+            one["arq_id"],
+            one["kind"] or "",
+            one["reason"],
+            number(one["bytes"]),
+        )
+        for one in found
+    ]
+    names = ("number", "parked (UTC)", "queue", "arq id", "function", "reason", "bytes")
+    make_console().print(grid(names, rows, right=("number", "bytes")))
+
+
 def keys_text(keys: Mapping[str, Any]) -> str:
     """Which rows an audit entry is about."""
     if "ranges" in keys:

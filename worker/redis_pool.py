@@ -1,11 +1,12 @@
 """The Redis client of Bulwark's processes, and what it demands of the server."""
 
+from typing import Any
+
 from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from db.errors import BulwarkError
 from jobs._bell import EXPIRES_MS, deserialize, serialize
@@ -15,14 +16,29 @@ class EvictingRedis(BulwarkError):
     """Redis may throw keys away, and rings with them; set maxmemory-policy to noeviction."""
 
 
+class Doorkeeper(ArqRedis):
+    """The client of arq's own worker, which only hands over to ours.
+
+    When it ends it deletes a key that it never wrote; Redis may be away by then.
+    """
+
+    async def delete(self, *names: Any) -> int:
+        return 0
+
+
 def make_redis(url: str, timeout_s: float) -> ArqRedis:
-    """A client that does not wait for ever and tries a lost connection again; opens nothing yet."""
+    """A client that never waits for ever; opens nothing yet.
+
+    A connection that is lost is replaced once, at once, which is enough after a restart. Whoever
+    can wait for Redis does so in a loop of its own: redis-py would nest its retries, those of a
+    command around those of its connection.
+    """
     redis: ArqRedis = ArqRedis.from_url(
         url,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 5),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        retry_on_error=[RedisConnectionError],
         health_check_interval=30,
     )
     redis.job_serializer = serialize

@@ -12,13 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from db.ledger import ring
 from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import transaction
+from db.transaction import look, transaction
 from jobs._bell import Bell, job_id_of
 
 BATCH = 1000
 MARK_KEY = "bulwark:relay:{worker_id}"
 MARK_TTL_S = 24 * 3600
 SWEEP_INTERVAL_S = 30.0
+LEAST_WAIT_S = 0.01
 log = structlog.get_logger("bulwark.relay")
 
 
@@ -55,10 +56,8 @@ class Relay:
             try:
                 await self._notice_wipe()
                 await self._ring_unrung()
-                while len(await self.ring_due()) == BATCH:
-                    pass
+                wait_s = await self._ring_until_none_is_due()
                 await self._sweep_now_and_then()
-                wait_s = await self._wait_s()
             except RedisError as error:
                 log.warning("relay.failed", server="redis", reason=str(error))
             except DATABASE_ERRORS as error:
@@ -83,11 +82,18 @@ class Relay:
             log.debug("relay.rang", jobs=len(self._unrung))
         self._unrung = []
 
-    async def _wait_s(self) -> float:
-        due_s = await transaction(
-            self._sessions, ring.seconds_to_next_ring, name="relay.wait", receipted=True
-        )
-        return self._interval_s if due_s is None else min(self._interval_s, max(0.01, due_s))
+    async def _ring_until_none_is_due(self) -> float:
+        """Ring, and return how long to wait; a look comes first, since mostly none is due."""
+        due_s = await self._seconds_to_next_ring()
+        if due_s <= 0:
+            while len(await self.ring_due()) == BATCH:
+                pass
+            due_s = await self._seconds_to_next_ring()
+        return min(self._interval_s, max(LEAST_WAIT_S, due_s))
+
+    async def _seconds_to_next_ring(self) -> float:
+        due_s = await look(self._sessions, ring.seconds_to_next_ring)
+        return self._interval_s if due_s is None else due_s
 
     async def _notice_wipe(self) -> None:
         there = await self._redis.expire(self._mark, MARK_TTL_S)

@@ -18,9 +18,9 @@ from db.ledger.job import State
 from db.ledger.take_back import TakenBack
 from db.ledger.worker import LostWorker
 from db.retry import DATABASE_ERRORS, describe, sqlstate
-from db.transaction import transaction
+from db.transaction import look, transaction
 
-INTERVAL_S = 1.0
+INTERVAL_S = 1.5
 GAP_PART = 3
 """A rescuer that hears nothing for this part of the time after which a worker is lost was away."""
 LOCK_TIMEOUT_S = 2.0
@@ -68,8 +68,15 @@ class Rescue:
     async def look_round(self) -> None:
         """One round: declare the silent lost, rescue from the lost, take back what was forgotten.
 
-        What fails for one worker is told, and does not keep the others waiting.
+        What fails for one worker is told, and does not keep the others waiting. A look comes
+        first, since mostly there is nothing to do.
         """
+        amiss = await look(
+            self._sessions, lambda s: take_back.is_anything_amiss(s, self._lost_after)
+        )
+        self._hear()
+        if not amiss:
+            return
         if not await self._is_too_early():
             await self._declare_lost()
         for worker_id in await self._do(worker.unfinished_losses):
@@ -106,9 +113,12 @@ class Rescue:
         except Locked:
             self._heard_s += LOCK_TIMEOUT_S  # PostgreSQL was there, and let it wait
             raise
+        self._hear()
+        return result
+
+    def _hear(self) -> None:
         self._notice_gap()
         self._heard_s = now_s()
-        return result
 
     def _notice_gap(self) -> None:
         if now_s() - self._heard_s > self._gap_s:

@@ -24,6 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.engine import PoolProfile
+from jobs._sources.object_store import SCHEMES
 
 PREFIX = "BULWARK_"
 ENV_FILE = Path(".env")
@@ -127,9 +128,20 @@ def _queue_name(name: str) -> str:
     return name
 
 
+def _import_place(value: object) -> object:
+    """A folder as its path; one of objects as the beginning of their URIs."""
+    if not isinstance(value, str) or "://" not in value:
+        return Path(str(value)).expanduser().absolute()
+    scheme, _, place = value.partition("://")
+    if scheme not in SCHEMES or not place.strip("/"):
+        example = "/srv/incoming or s3://bucket/incoming"
+        raise ValueError(f"{value!r} is no place of files or objects, such as {example}")
+    return value
+
+
 _ModuleName = Annotated[str, AfterValidator(_module_name)]
 _QueueName = Annotated[str, AfterValidator(_queue_name)]
-_Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+_Place = Annotated[Path | str, BeforeValidator(_import_place)]
 _Seconds = Annotated[float, Field(allow_inf_nan=False)]
 _List = (NoDecode, BeforeValidator(_items))
 
@@ -163,9 +175,7 @@ class Settings(BaseSettings):
     queues: Annotated[tuple[_QueueName, ...], *_List, AfterValidator(_distinct)] = Field(
         ("default",), description="The queues that a worker serves."
     )
-    max_jobs: int = Field(
-        10, ge=1, le=1000, description="How many jobs of each queue one worker runs at a time."
-    )
+    max_jobs: int = Field(10, ge=1, le=1000, description="How many jobs one worker runs at a time.")
     beat_interval_s: _Seconds = Field(
         5.0, ge=0.1, le=300, description="How often a worker says that it lives."
     )
@@ -182,10 +192,13 @@ class Settings(BaseSettings):
         5.0, ge=0, le=3600, description="How long a worker told to stop lets its jobs finish."
     )
     poll_interval_s: _Seconds = Field(
-        0.05, ge=0.001, le=10, description="How often a worker looks into Redis for a job."
+        0.5,
+        ge=0.001,
+        le=10,
+        description="How often a worker looks for messages of plain arq clients.",
     )
-    import_folders: Annotated[tuple[_Folder, ...], *_List] = Field(
-        (), description="Folders whose files a worker may read in place."
+    import_folders: Annotated[tuple[_Place, ...], *_List] = Field(
+        (), description="Folders of files, or of objects, that a worker may read in place."
     )
     model_modules: Annotated[tuple[_ModuleName, ...], *_List] = Field(
         (), description="Python modules with models, besides those in db/models."

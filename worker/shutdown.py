@@ -6,16 +6,14 @@ cancellation (asyncio.timeout(0) around a read, seen with 5.3.1), after which ar
 
 import asyncio
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import structlog
-from arq.worker import Worker
 
 from worker.execution import Executor
 
 CANCEL_INTERVAL_S = 0.2
-TIDY_TIMEOUT_S = 6.0
-"""For arq to take its delivery out of Redis, after the job has been given back (5 s at most)."""
 log = structlog.get_logger("bulwark.worker")
 
 
@@ -27,15 +25,20 @@ async def cancel_until_done(task: asyncio.Task[Any]) -> None:
 
 
 class Shutdown:
-    """Ends one main task, once; a second signal forgoes the rest of the grace."""
+    """Ends one main task, once; a second signal forgoes the rest of the grace.
 
-    def __init__(self, main: asyncio.Task[Any], grace_s: float) -> None:
+    `take_no_more` is called at once, so that jobs are left to other workers during the grace.
+    """
+
+    def __init__(
+        self, main: asyncio.Task[Any], grace_s: float, take_no_more: Callable[[], None]
+    ) -> None:
         self._main = main
         self._grace_s = grace_s
+        self._take_no_more = take_no_more
         self._executor: Executor | None = None
         self._hurry = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
         self.failure: BaseException | None = None
 
     @property
@@ -63,13 +66,10 @@ class Shutdown:
             self._hurry.set()
         else:
             log.info("worker.stopping", cause=cause, grace_s=self._grace_s)
+            self._take_no_more()
             if self._executor is not None:
                 self._executor.liveness.retire()
             self._ending = asyncio.create_task(self._end())
-
-    async def hold(self) -> None:
-        """Keep a delivery that came too late from being run, and arq from fetching another."""
-        await self._ended.wait()
 
     def watch(self, task: asyncio.Task[Any]) -> None:
         """End, and fail with its error, when this task fails: the process cannot do without it."""
@@ -84,9 +84,7 @@ class Shutdown:
         if self._executor is not None:
             await self._wait_for_jobs(self._executor)
             self._executor.stop()
-            await _let_arq_tidy()
         await cancel_until_done(self._main)
-        self._ended.set()
 
     async def _wait_for_jobs(self, executor: Executor) -> None:
         hurry = asyncio.create_task(self._hurry.wait())
@@ -96,14 +94,3 @@ class Shutdown:
         )
         hurry.cancel()
         idle.cancel()
-
-
-async def _let_arq_tidy() -> None:
-    """Wait until arq has finished its deliveries, whose cancellation in Redis would be an error."""
-    deliveries = [
-        task
-        for task in asyncio.all_tasks()
-        if getattr(task.get_coro(), "__qualname__", "") == Worker.run_job.__qualname__
-    ]
-    if deliveries:
-        await asyncio.wait(deliveries, timeout=TIDY_TIMEOUT_S)

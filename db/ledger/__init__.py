@@ -1,10 +1,13 @@
 """The system's own tables, in the schema "bulwark", each with the statements that keep it."""
 
 from db.ledger import (
+    adoption,
     audit,
     chunk,
     idempotency,
     job,
+    parked,
+    progress,
     ring,
     spool,
     take_back,
@@ -13,10 +16,13 @@ from db.ledger import (
 )
 
 __all__ = [
+    "adoption",
     "audit",
     "chunk",
     "idempotency",
     "job",
+    "parked",
+    "progress",
     "ring",
     "spool",
     "take_back",

@@ -89,23 +89,76 @@ class Entry:
     keys: Keys
 
 
-async def write_entry(session: AsyncSession, held: Claim, chunk_no: int, entry: Entry) -> None:
-    """Write the audit of a chunk of inserts, in its transaction."""
-    await session.execute(
-        sa.insert(audit).values(
-            job_id=held.job_id,
-            chunk_no=chunk_no,
-            entry_no=0,
-            claim_id=held.claim_id,
-            kind=held.kind,
-            actor=held.actor,
-            correlation_id=held.correlation_id,
-            action=entry.action,
-            table_name=entry.table_name,
-            rows=entry.rows,
-            keys=entry.keys.as_json(),
+@dataclass(frozen=True)
+class Changes:
+    """Rows of a table that were changed: how many by action."""
+
+    table_name: str
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Where the rows that a chunk changes are written down by the statement that changes them.
+
+    `first_entry` leaves room for the chunk's other lines, which stand before these.
+    """
+
+    held: Claim
+    chunk_no: int
+    table_name: str
+    first_entry: int
+
+    def sql(self, source: str, action: str) -> tuple[str, dict[str, Any]]:
+        """A statement that writes a line for each row of the source, and what it binds.
+
+        The source has row_no, once each, key as a JSON array, before and before_sensitive.
+        """
+        statement = (
+            "INSERT INTO bulwark.audit (job_id, chunk_no, entry_no, claim_id, kind, actor, "
+            "correlation_id, action, table_name, rows, keys, before, before_sensitive) "
+            "SELECT :job_id, :chunk_no, :first_entry + row_no, :claim_id, :kind, "
+            "CAST(:actor AS text), CAST(:correlation_id AS text), :action, :table_name, 1, "
+            "jsonb_build_object('keys', jsonb_build_array(key)), before, before_sensitive "
+            f"FROM {source}"
         )
-    )
+        return statement, {
+            "job_id": self.held.job_id,
+            "chunk_no": self.chunk_no,
+            "first_entry": self.first_entry,
+            "action": action,
+            "table_name": self.table_name,
+            **_who(self.held),
+        }
+
+
+async def write_entries(
+    session: AsyncSession, held: Claim, chunk_no: int, entries: Sequence[Entry]
+) -> None:
+    """Write the audit of what a chunk inserted, in its transaction."""
+    if entries:
+        common = {"job_id": held.job_id, "chunk_no": chunk_no, **_who(held)}
+        rows = [
+            {
+                **common,
+                "entry_no": number,
+                "action": entry.action,
+                "table_name": entry.table_name,
+                "rows": entry.rows,
+                "keys": entry.keys.as_json(),
+            }
+            for number, entry in enumerate(entries)
+        ]
+        await session.execute(sa.insert(audit), rows)
+
+
+def _who(held: Claim) -> dict[str, Any]:
+    return {
+        "claim_id": held.claim_id,
+        "kind": held.kind,
+        "actor": held.actor,
+        "correlation_id": held.correlation_id,
+    }
 
 
 _PUBLIC = (

@@ -81,6 +81,8 @@ job = sa.Table(
     sa.Column("crashes", sa.SmallInteger, nullable=False, server_default="0"),
     sa.Column("ring", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_ring_at", _instant, server_default=sa.func.now()),
+    sa.Column("arq_id", sa.Text),
+    sa.Column("arq_enqueued_ms", sa.BigInteger),
     sa.CheckConstraint(
         "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')", name="state"
     ),
@@ -93,6 +95,13 @@ job = sa.Table(
     sa.Index("ix_job_next_ring_at", "next_ring_at", postgresql_where=sa.text("state = 'queued'")),
     sa.Index("ix_job_worker_id", "worker_id", postgresql_where=sa.text("state = 'running'")),
     sa.Index("ix_job_state_id", "state", "id"),
+    sa.Index(
+        "uq_job_arq_id_arq_enqueued_ms",
+        "arq_id",
+        "arq_enqueued_ms",
+        unique=True,
+        postgresql_where=sa.text("arq_id IS NOT NULL"),
+    ),
     schema=SCHEMA,
 )
 
@@ -196,10 +205,18 @@ async def insert_jobs(
     return [ring for ring in rings if ring.number > 0]
 
 
+_SET_LIMITS = """
+        SELECT set_config('statement_timeout', :statement_ms, true),
+               set_config('idle_in_transaction_session_timeout', :idle_ms, true),
+               set_config('lock_timeout', :lock_ms, true)
+"""
 _CLAIM = sa.text(
-    """
-    WITH me AS (
-        SELECT id FROM bulwark.worker WHERE id = :worker_id AND ended_at IS NULL FOR KEY SHARE
+    f"""
+    WITH limits AS MATERIALIZED (
+        {_SET_LIMITS}, set_config('synchronous_commit', 'off', true)
+    ), me AS (
+        SELECT worker.id FROM limits, bulwark.worker
+         WHERE worker.id = :worker_id AND worker.ended_at IS NULL FOR KEY SHARE OF worker
     )
     UPDATE bulwark.job AS job
        SET state = 'running', reason = NULL, claim_id = :claim_id, worker_id = me.id,
@@ -223,8 +240,9 @@ async def claim(
 
     Running it again with the same claim_id, after a lost answer, returns the same claim.
     A job that was present at several crashes is given only to a worker that runs it alone.
+    The commit does not wait for the disk: should PostgreSQL crash and forget the claim, the fence
+    of whatever follows fails, and what follows and is kept makes the claim last, too.
     """
-    await _limit(session, BRIEF)
     row = (
         await session.execute(
             _CLAIM,
@@ -234,6 +252,7 @@ async def claim(
                 "worker_id": worker_id,
                 "suspect": CRASHES_BEFORE_SOLITUDE,
                 "alone": alone,
+                **_milliseconds(BRIEF),
             },
         )
     ).one_or_none()
@@ -254,11 +273,6 @@ async def waits_for_solitude(session: AsyncSession, job_id: UUID) -> bool:
     )
 
 
-_SET_LIMITS = """
-        SELECT set_config('statement_timeout', :statement_ms, true),
-               set_config('idle_in_transaction_session_timeout', :idle_ms, true),
-               set_config('lock_timeout', :lock_ms, true)
-"""
 _LIMIT = sa.text(_SET_LIMITS)
 _FENCE = sa.text(
     f"""

@@ -1,11 +1,14 @@
 """Taking jobs back from workers that died or forgot them: a lost claim commits nothing more."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.ledger.worker import APPLICATION_NAME, UNFINISHED
 
 CRASHES_BEFORE_POISONED = 3
 
@@ -30,13 +33,20 @@ _TAKE_BACK = """
     RETURNING job.id AS job_id, verdict.claim_id, job.kind, job.state, job.crashes
 """
 _TAKE_BACK_FROM = sa.text(_TAKE_BACK.format(condition="w.id = :worker_id", locking=""))
+_FORGOTTEN = """w.ended_at IS NULL AND held.claimed_at < w.previous_seen_at
+           AND held.claim_id <> ALL (w.claims) AND held.claim_id <> ALL (w.previous_claims)"""
 _TAKE_BACK_FORGOTTEN = sa.text(
-    _TAKE_BACK.format(
-        condition="""w.ended_at IS NULL AND held.claimed_at < w.previous_seen_at
-           AND held.claim_id <> ALL (w.claims) AND held.claim_id <> ALL (w.previous_claims)""",
-        locking="FOR UPDATE OF held SKIP LOCKED",
-    )
+    _TAKE_BACK.format(condition=_FORGOTTEN, locking="FOR UPDATE OF held SKIP LOCKED")
 )
+_AMISS = sa.text(
+    f"""
+    SELECT EXISTS (SELECT FROM bulwark.worker
+                    WHERE ended_at IS NULL AND seen_at < now() - :lost_after)
+        OR EXISTS ({UNFINISHED})
+        OR EXISTS (SELECT FROM bulwark.job AS held JOIN bulwark.worker AS w ON w.id = held.worker_id
+                    WHERE held.state = 'running' AND {_FORGOTTEN})
+    """
+).bindparams(sa.bindparam("lost_after", type_=sa.Interval), name=APPLICATION_NAME)
 _POISONED_TEXT = (
     f"the worker died {CRASHES_BEFORE_POISONED} times while it ran this job, without progress; "
     "find out why before it is run again"
@@ -52,6 +62,12 @@ class TakenBack:
     kind: str
     state: str
     crashes: int
+
+
+async def is_anything_amiss(session: AsyncSession, lost_after: timedelta) -> bool:
+    """Whether some worker is silent, has left something behind, or has forgotten a job."""
+    amiss: bool = (await session.execute(_AMISS, {"lost_after": lost_after})).scalar_one()
+    return amiss
 
 
 async def from_worker(session: AsyncSession, worker_id: UUID) -> list[TakenBack]:

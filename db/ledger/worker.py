@@ -94,16 +94,15 @@ async def silent_workers(session: AsyncSession, after: timedelta) -> list[LostWo
     return [LostWorker(*row) for row in rows]
 
 
-_UNFINISHED = sa.text(
-    """
+UNFINISHED = """
     SELECT w.id FROM bulwark.worker AS w
      WHERE w.ended_at IS NOT NULL
        AND (EXISTS (SELECT FROM bulwark.job AS j WHERE j.worker_id = w.id AND j.state = 'running')
             OR w.end_reason = 'lost'
                AND EXISTS (SELECT FROM pg_stat_activity
                             WHERE application_name = replace(:name, '{worker_id}', w.id::text)))
-    """
-).bindparams(name=APPLICATION_NAME)
+"""
+_UNFINISHED = sa.text(UNFINISHED).bindparams(name=APPLICATION_NAME)
 
 
 async def unfinished_losses(session: AsyncSession) -> list[UUID]:

@@ -41,6 +41,10 @@ def physical_lines(blocks: Iterable[bytes], max_bytes: int) -> Iterator[list[byt
 
 def _without_long(lines: list[bytes], max_bytes: int) -> Iterator[list[bytes] | LongLine]:
     """The lines in as few lots as leave those that are too long outside."""
+    if max(map(len, lines), default=0) <= max_bytes:
+        if lines:
+            yield lines
+        return
     start = 0
     for at in [at for at, line in enumerate(lines) if len(line) > max_bytes]:
         if at > start:
@@ -48,7 +52,7 @@ def _without_long(lines: list[bytes], max_bytes: int) -> Iterator[list[bytes] | 
         yield LongLine(lines[at][:KEPT_BYTES], len(lines[at]))
         start = at + 1
     if start < len(lines):
-        yield lines[start:] if start else lines
+        yield lines[start:]
 
 
 def line_count(raw: bytes) -> int:

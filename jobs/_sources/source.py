@@ -1,25 +1,25 @@
-"""Where input bytes come from: files and spooled parts, compressed or not, as one stream."""
+"""Where the bytes of an input are stored, and the text that they hold, from any place on."""
 
-import hashlib
 import os
 import stat
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, NamedTuple, Protocol, Self
+from typing import Final, Protocol, Self
 
 from jobs._errors import InputError
+from jobs._sources.compression import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    Compression,
+    compression_of,
+    decompressed,
+)
+from jobs._sources.encoding import UTF8, utf8_blocks
 
-BLOCK_BYTES: Final = 256 * 1024
-
-Compression = Literal["none", "gzip"]
-
-_GZIP_MAGIC: Final = b"\x1f\x8b"
-_GZIP_WBITS: Final = 31
-_STEP_BYTES: Final = 16 * 1024  # zlib hands back what a short member leaves over: copy little
-_FOLDERS_SETTING: Final = "BULWARK_IMPORT_FOLDERS"
+PLACES_SETTING: Final = "BULWARK_IMPORT_FOLDERS"
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -27,167 +27,70 @@ class Source(Protocol):
     """An input that can be read any number of times, from any place."""
 
     def blocks(self, offset: int = 0) -> Iterator[bytes]:
-        """The uncompressed bytes from `offset` on, in blocks of bounded size."""
+        """The text from `offset` on, in blocks of bounded size."""
 
 
-class StoredSource(Source, Protocol):
-    """A source that also gives its bytes as they are stored, which is what a fingerprint covers."""
+class Stored(Protocol):
+    """The bytes of an input as they are stored; reading moves no shared position."""
 
-    def raw_blocks(self) -> Iterator[bytes]:
-        """The bytes as stored, compressed or not, from the first on."""
+    @property
+    def size_bytes(self) -> int:
+        """How many there are."""
+
+    def read_at(self, offset: int, most_bytes: int) -> bytes:
+        """Some bytes from `offset` on; none at all behind the last."""
 
 
-class Inspection(NamedTuple):
-    """What one full pass found out: the fingerprint covers the bytes as stored."""
+def raw_blocks(stored: Stored, offset: int = 0) -> Iterator[bytes]:
+    """The bytes as stored, from `offset` on."""
+    while block := stored.read_at(offset, BLOCK_BYTES):
+        yield block
+        offset += len(block)
 
-    sha256: str
-    raw_bytes: int
-    text_bytes: int
+
+def stored_compression(stored: Stored) -> Compression:
+    """How the input is compressed, by its first bytes."""
+    return compression_of(read_fully(stored, 0, HEAD_BYTES))
+
+
+def read_fully(stored: Stored, offset: int, wanted_bytes: int) -> bytes:
+    """So many bytes from `offset` on, fewer only where the input ends."""
+    pieces: list[bytes] = []
+    while wanted_bytes and (piece := stored.read_at(offset, wanted_bytes)):
+        pieces.append(piece)
+        offset += len(piece)
+        wanted_bytes -= len(piece)
+    return b"".join(pieces)
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of a stored input as UTF-8, whatever it is stored as."""
+
+    stored: Stored
     compression: Compression
+    encoding: str = UTF8
+
+    @classmethod
+    def of(cls, stored: Stored, encoding: str = UTF8) -> "Text":
+        return cls(stored, stored_compression(stored), encoding)
+
+    def blocks(self, offset: int = 0) -> Iterator[bytes]:
+        """The text from `offset` on; what is packed or transcoded is read from its start."""
+        if self.compression == "none" and self.encoding == UTF8:
+            return raw_blocks(self.stored, offset)
+        return _behind(self.passing(raw_blocks(self.stored)), offset)
+
+    def passing(self, raw: Iterator[bytes]) -> Iterator[bytes]:
+        """The text of the stored bytes that pass by."""
+        return utf8_blocks(decompressed(raw, self.compression), self.encoding)
 
 
-def compression_of(head: bytes) -> Compression:
-    """Tell from the first two bytes how an input is stored; its name says nothing."""
-    return "gzip" if head.startswith(_GZIP_MAGIC) else "none"
-
-
-class Gunzip:
-    """Incremental decompression of one or more gzip members, in bounded memory.
-
-    Damage, an early end and bytes that belong to no member raise InputError with their place.
-    """
-
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(_GZIP_WBITS)
-        self._read_bytes = 0
-        self._member_start = 0
-
-    def feed(self, raw: bytes) -> Iterator[bytes]:
-        """The text that these bytes complete; to be iterated to its end before the next call."""
-        for at in range(0, len(raw), _STEP_BYTES):
-            rest = raw[at : at + _STEP_BYTES]
-            while rest:
-                text, rest = self._step(rest)
-                if text:
-                    yield text
-
-    def finish(self) -> None:
-        """Raise InputError when the last member is not complete."""
-        if not self._decoder.eof:
-            raise InputError(
-                f"The gzip input is cut off: it ends at byte {self._read_bytes}, within its"
-                " compressed data; send the whole file again."
-            )
-
-    def _step(self, raw: bytes) -> tuple[bytes, bytes]:
-        if self._decoder.eof:
-            self._decoder = zlib.decompressobj(_GZIP_WBITS)
-            self._member_start = self._read_bytes
-        before = self._decoder.copy()
-        try:
-            text = self._decoder.decompress(raw, BLOCK_BYTES)
-        except zlib.error:
-            raise self._damage(before, raw) from None
-        rest = self._decoder.unused_data or self._decoder.unconsumed_tail
-        self._read_bytes += len(raw) - len(rest)
-        return text, rest
-
-    def _damage(self, before: "zlib._Decompress", raw: bytes) -> InputError:
-        at = self._read_bytes + _first_bad_byte(before, raw)
-        if self._member_start and at < self._member_start + len(_GZIP_MAGIC):
-            return InputError(
-                f"The gzip input has other bytes behind its compressed data, from byte"
-                f" {self._member_start} on; remove them or compress the file again."
-            )
-        return InputError(
-            f"The gzip input is damaged at byte {at}; compress the file again and send it anew."
-        )
-
-
-def _first_bad_byte(decoder: "zlib._Decompress", raw: bytes) -> int:
-    for at in range(len(raw)):
-        try:
-            decoder.decompress(raw[at : at + 1])
-        except zlib.error:
-            return at
-    return len(raw)
-
-
-class Inspector:
-    """Fingerprints and verifies an input while it passes by, block by block."""
-
-    def __init__(self) -> None:
-        self._sha256 = hashlib.sha256()
-        self._raw_bytes = 0
-        self._text_bytes = 0
-        self._head = b""
-        self._gunzip: Gunzip | None = None
-
-    def feed(self, block: bytes) -> None:
-        """Take the next raw bytes; raises InputError as soon as a gzip input shows damage."""
-        self._sha256.update(block)
-        first = self._raw_bytes < len(_GZIP_MAGIC)
-        self._raw_bytes += len(block)
-        if first:
-            block = self._recognise(block)
-        if self._gunzip is None:
-            self._text_bytes += len(block)
-        else:
-            self._text_bytes += sum(map(len, self._gunzip.feed(block)))
-
-    def finish(self) -> Inspection:
-        """The result; raises InputError when the input is empty or a gzip input is cut off."""
-        if self._gunzip is not None:
-            self._gunzip.finish()
-        text_bytes = self._text_bytes + len(self._head)
-        if not text_bytes:
-            raise InputError("The input is empty (0 bytes); send a file with a header and rows.")
-        compression: Compression = "none" if self._gunzip is None else "gzip"
-        return Inspection(self._sha256.hexdigest(), self._raw_bytes, text_bytes, compression)
-
-    def _recognise(self, block: bytes) -> bytes:
-        head = self._head + block
-        if len(head) < len(_GZIP_MAGIC):
-            self._head = head
-            return b""
-        self._head = b""
-        if compression_of(head) == "gzip":
-            self._gunzip = Gunzip()
-        return head
-
-
-def inspect(source: StoredSource) -> Inspection:
-    """Read the whole input once, before any row is used, so that damage is found with nothing done.
-
-    Raises InputError when the input is empty, damaged or cut off.
-    """
-    inspector = Inspector()
-    for block in source.raw_blocks():
-        inspector.feed(block)
-    return inspector.finish()
-
-
-def text_from(raw_blocks: Iterable[bytes], offset: int) -> Iterator[bytes]:
-    """Decompress a gzip stream and leave out its first `offset` bytes of text."""
-    for block in _gunzipped(raw_blocks):
+def _behind(blocks: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    for block in blocks:
         if offset < len(block):
             yield block[offset:]
         offset = max(0, offset - len(block))
-
-
-def _gunzipped(raw_blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """The text in blocks of useful size, even if the input has a member for every byte."""
-    gunzip = Gunzip()
-    held: list[bytes] = []
-    held_bytes = 0
-    for text in chain.from_iterable(map(gunzip.feed, raw_blocks)):
-        held.append(text)
-        held_bytes += len(text)
-        if held_bytes >= BLOCK_BYTES:
-            yield b"".join(held)
-            held, held_bytes = [], 0
-    yield b"".join(held)
-    gunzip.finish()
 
 
 class FileSource:
@@ -200,7 +103,6 @@ class FileSource:
         self.path = path
         self._fd = _open_file(path, _resolve(path, allowed_folders))
         self._opened = os.fstat(self._fd)
-        self.compression: Final = compression_of(os.pread(self._fd, len(_GZIP_MAGIC), 0))
 
     def __enter__(self) -> Self:
         return self
@@ -219,15 +121,19 @@ class FileSource:
             os.close(self._fd)
             self._fd = -1
 
-    def blocks(self, offset: int = 0) -> Iterator[bytes]:
-        """The uncompressed bytes from `offset` on; a gzip file is decompressed from its start."""
-        if self.compression == "gzip":
-            return text_from(self._read(0), offset)
-        return self._read(offset)
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.name
 
-    def raw_blocks(self) -> Iterator[bytes]:
-        """The bytes as stored, from the first on."""
-        return self._read(0)
+    @property
+    def size_bytes(self) -> int:
+        """What it was when the file was opened."""
+        return self._opened.st_size
+
+    def read_at(self, offset: int, most_bytes: int) -> bytes:
+        """Some bytes from `offset` on; none at all behind the last."""
+        return os.pread(self._fd, most_bytes, offset)
 
     def changed(self) -> bool:
         """Whether the open file was written to, or another file took its place, since the start."""
@@ -239,11 +145,6 @@ class FileSource:
             return not os.path.samestat(self.path.stat(), opened)
         except OSError:
             return True
-
-    def _read(self, offset: int) -> Iterator[bytes]:
-        while block := os.pread(self._fd, BLOCK_BYTES, offset):
-            yield block
-            offset += len(block)
 
 
 def _resolve(path: Path, allowed_folders: Sequence[Path]) -> Path:
@@ -257,7 +158,7 @@ def _resolve(path: Path, allowed_folders: Sequence[Path]) -> Path:
     if not allowed:
         raise InputError(
             f"The input file {path} is outside the allowed folders; move it into one of them or"
-            f" add its folder to {_FOLDERS_SETTING}."
+            f" add its folder to {PLACES_SETTING}."
         )
     return resolved
 
@@ -279,40 +180,34 @@ def _open_file(path: Path, resolved: Path) -> int:
 class PartsSource:
     """An input spooled as numbered parts; part n holds the raw bytes from n * `part_bytes` on.
 
-    `fetch` gives the raw bytes of a part, counted from 0, or None behind the last one.
+    `fetch` gives the raw bytes of a part, counted from 0, or None when it is gone. The parts read
+    last are kept, since a columnar input is read in several places at once.
     """
 
     def __init__(
-        self, fetch: Callable[[int], bytes | None], part_bytes: int, compression: Compression
+        self,
+        fetch: Callable[[int], bytes | None],
+        part_bytes: int,
+        size_bytes: int,
+        kept_parts: int = 1,
     ) -> None:
-        self._fetch = fetch
+        self.size_bytes: Final = size_bytes
         self._part_bytes = part_bytes
-        self.compression: Final = compression
+        self._part = lru_cache(kept_parts)(partial(self._fetched, fetch))
 
-    def blocks(self, offset: int = 0) -> Iterator[bytes]:
-        """The uncompressed bytes from `offset` on; plain input starts at the part that holds it."""
-        if self.compression == "gzip":
-            return text_from(self._read(0), offset)
-        return self._read(offset)
-
-    def raw_blocks(self) -> Iterator[bytes]:
-        """The bytes as stored, from the first on."""
-        return self._read(0)
-
-    def _read(self, offset: int) -> Iterator[bytes]:
+    def read_at(self, offset: int, most_bytes: int) -> bytes:
+        """Some bytes from `offset` on; none at all behind the last."""
+        if offset >= self.size_bytes:
+            return b""
         number, start = divmod(offset, self._part_bytes)
-        for part in self._parts(number):
-            for at in range(start, len(part), BLOCK_BYTES):
-                yield part[at : at + BLOCK_BYTES]
-            start = 0
+        return self._part(number)[start : start + most_bytes]
 
-    def _parts(self, number: int) -> Iterator[bytes]:
-        complete = True
-        while (part := self._fetch(number)) is not None:
-            if not complete or len(part) > self._part_bytes:
-                raise InputError(
-                    f"The spooled input does not fit together at part {number}; enqueue it again."
-                )
-            complete = len(part) == self._part_bytes
-            yield part
-            number += 1
+    def _fetched(self, fetch: Callable[[int], bytes | None], number: int) -> bytes:
+        part = fetch(number)
+        if part is None:
+            raise InputError(f"Part {number} of the spooled input is gone; enqueue it again.")
+        if len(part) != min(self._part_bytes, self.size_bytes - number * self._part_bytes):
+            raise InputError(
+                f"The spooled input does not fit together at part {number}; enqueue it again."
+            )
+        return part

@@ -1,29 +1,14 @@
-"""How an input is cut into parts for the spool, and how one part is packed."""
+"""How one part of an input is packed for the spool."""
 
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import Final
 
 from jobs._errors import InputError
-from jobs._sources.source import Compression
+from jobs._sources.compression import Compression
 
 _STORED: Final = b"="
 _DEFLATED: Final = b"z"
 _FASTEST: Final = 1
-
-
-def split_parts(stream: BinaryIO, part_bytes: int) -> Iterator[bytes]:
-    """Cut a stream into parts that are full except for the last, however short its reads are."""
-    while part := _read_fully(stream, part_bytes):
-        yield part
-
-
-def _read_fully(stream: BinaryIO, wanted: int) -> bytes:
-    pieces: list[bytes] = []
-    while wanted and (piece := stream.read(wanted)):
-        pieces.append(piece)
-        wanted -= len(piece)
-    return b"".join(pieces)
 
 
 def pack_part(raw: bytes, compression: Compression) -> bytes:

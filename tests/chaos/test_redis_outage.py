@@ -1,55 +1,179 @@
-"""Redis goes away and comes back while a worker is busy."""
+"""Redis goes away, comes back, or says nothing any more, while workers are busy."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
-import sqlalchemy as sa
+import pytest
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs import Producer, discover_jobs
 from jobs._spooling import enqueue_file
-from tests.workers import environment, until, workers
-from worker.embedded import embedded_valkey
+from tests.sample_jobs.act_out import ActOut
+from tests.sample_jobs.write_notes import WriteNotes
+from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.wire import wired
+from tests.workers import WorkerProcess, environment, until, workers
+from worker.embedded import EmbeddedValkey, embedded_valkey
 
+Sessions = async_sessionmaker[AsyncSession]
+Start = Callable[[Mapping[str, str]], WorkerProcess]
+SETTINGS = {
+    "job_modules": ",".join(SAMPLE_JOBS),
+    "redis_timeout_s": "1",
+    "relay_interval_s": "0.1",
+    "shutdown_grace_s": "0.2",
+    "log_format": "json",
+}
+RESTARTS = 10
 ROWS = 60_000
+SLOW_INSERTS = (
+    """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
+       AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$""",
+    "CREATE TRIGGER dawdle AFTER INSERT ON team FOR EACH STATEMENT EXECUTE FUNCTION dawdle()",
+)
 
 
-async def test_a_busy_worker_outlives_redis_and_nothing_is_lost_or_doubled(
-    database_url: str, sessions: async_sessionmaker[AsyncSession], tmp_path: Path
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    async with stage_on(database_url) as stage:
+        yield stage
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    with embedded_valkey() as valkey:
+        yield valkey
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with workers(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def producer(sessions: Sessions) -> Producer:
+    """Leaves the ringing to the relay."""
+    return Producer(sessions, discover_jobs(SAMPLE_JOBS))
+
+
+def events(worker: WorkerProcess) -> list[str]:
+    """The names of what the worker has logged."""
+    found = []
+    for line in worker.log.read_text().splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line)["event"])
+    return found
+
+
+async def until_said(worker: WorkerProcess, event: str, times: int = 1) -> None:
+    async def said() -> bool:
+        return events(worker).count(event) >= times
+
+    await until(said, f"the worker has said {event} {times} times")
+
+
+async def chunks(stage: Stage) -> int:
+    count: int = await stage.value("SELECT count(*) FROM bulwark.chunk WHERE chunk_no > 0")
+    return count
+
+
+async def until_it_gets_on(stage: Stage, job_id: UUID) -> None:
+    """Return when the running import has committed another chunk."""
+    before = await chunks(stage)
+
+    async def more() -> bool:
+        return await chunks(stage) > before
+
+    await until(more, "the import gets on")
+    assert (await stage.row(job_id))["state"] == "running"
+
+
+async def test_a_busy_worker_outlives_ten_deaths_of_redis_and_gives_nothing_back(
+    database_url: str,
+    stage: Stage,
+    valkey: EmbeddedValkey,
+    start: Start,
+    producer: Producer,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "teams.csv"
     path.write_text("name\n" + "".join(f"Team {n}\n" for n in range(ROWS)))
-    producer = Producer(sessions, discover_jobs())
-
-    async def scalar(sql: str) -> object:
-        async with sessions() as session:
-            return await session.scalar(sa.text(sql))
-
-    async def chunks() -> int:
-        return int(str(await scalar("SELECT count(*) FROM bulwark.chunk WHERE chunk_no > 0")))
-
-    async def succeeded() -> bool:
-        return await scalar("SELECT state FROM bulwark.job") == "succeeded"
-
-    with embedded_valkey() as valkey, workers(tmp_path) as start:
-        env = environment(database_url, valkey.url, redis_timeout_s="1")
-        worker = start(env)
-        await enqueue_file(producer, path, {"table": "team", "chunk_rows": 200})
-
-        async def some() -> bool:
-            return await chunks() >= 5
-
-        await until(some, "the import is under way")
+    for statement in SLOW_INSERTS:
+        await stage.value(statement)
+    worker = start(environment(database_url, valkey.url, **SETTINGS))
+    job_id = (await enqueue_file(producer, path, {"table": "team", "chunk_rows": 100})).job_id
+    await stage.becomes(job_id, "running")
+    for number in range(1, RESTARTS + 1):
         valkey.kill()
-        await until(lambda: _said(worker.log, "worker.redis_lost"), "the outage is noticed")
+        await until_said(worker, "worker.redis_lost", number)
+        await until_it_gets_on(stage, job_id)
         valkey.start()
-        await until(succeeded, "the import has ended", 60)
-        assert worker.running
-        assert worker.terminate() == 0
-    assert await scalar("SELECT count(*) FROM team") == ROWS
-    assert await scalar("SELECT sum(rows) FROM bulwark.audit") == ROWS
-    assert await scalar("SELECT attempt FROM bulwark.job") == 0
+        await until_said(worker, "worker.redis_back", number)
+    await stage.value("DROP TRIGGER dawdle ON team")
+    await stage.becomes(job_id, "succeeded")
+    assert await stage.ended_as(job_id) == ("succeeded", None, 0)
+    assert await stage.value("SELECT count(*) FROM team") == ROWS
+    assert await stage.value("SELECT sum(rows) FROM bulwark.audit") == ROWS
+    told = events(worker)
+    assert told.count("worker.redis_lost") == told.count("worker.redis_back") == RESTARTS
+    assert told.count("worker.started") == told.count("job.started") == 1
+    assert "job.given_back" not in told
+    assert worker.terminate() == 0
 
 
-async def _said(log: Path, event: str) -> bool:
-    return event in await asyncio.to_thread(log.read_text)
+async def test_a_busy_worker_whose_redis_falls_silent_goes_on_and_hears_again(
+    database_url: str, stage: Stage, redis_url: str, start: Start, producer: Producer
+) -> None:
+    await stage.close_gate()
+    async with wired(redis_url) as (wire, url):
+        worker = start(environment(database_url, url, **SETTINGS))
+        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
+        await stage.somebody_at_gate()
+        wire.hush()
+        await until_said(worker, "worker.redis_lost")
+        await stage.open_gate()
+        await stage.becomes(job_id, "succeeded")
+        wire.mend()
+        await until_said(worker, "worker.redis_back")
+        after = (await producer.enqueue(ActOut())).job_id
+        await stage.becomes(after, "succeeded")
+        assert events(worker).count("worker.redis_lost") == 1
+        assert await asyncio.to_thread(worker.terminate) == 0
+    assert await stage.notes() == ["chunk 1", "chunk 2", "done"]
+
+
+async def test_a_busy_worker_whose_redis_has_fallen_silent_ends_well(
+    database_url: str, stage: Stage, redis_url: str, start: Start, producer: Producer
+) -> None:
+    await stage.close_gate()
+    async with wired(redis_url) as (wire, url):
+        worker = start(environment(database_url, url, **SETTINGS))
+        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
+        await stage.somebody_at_gate()
+        wire.hush()
+        assert await asyncio.to_thread(worker.terminate) == 0
+    assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+
+
+async def test_twelve_of_twelve_busy_workers_end_well_though_redis_dies_on_half_of_them(
+    database_url: str, stage: Stage, valkey: EmbeddedValkey, start: Start, producer: Producer
+) -> None:
+    await stage.close_gate()
+    ids = [(await producer.enqueue(WriteNotes(chunks=3, gate_in=2))).job_id for _ in range(12)]
+    settings = environment(database_url, valkey.url, **SETTINGS, max_jobs="1", lost_after_s="120")
+    crew = [start(settings) for _ in ids]
+    for number in range(1, len(ids) + 1):
+        await stage.somebody_at_gate(number)
+    codes = [one.terminate() for one in crew[:6]]
+    valkey.kill()
+    codes += [one.terminate() for one in crew[6:]]
+    assert codes == [0] * len(crew)
+    assert await stage.value("SELECT bool_and(end_reason = 'stopped') FROM bulwark.worker")
+    for job_id in ids:
+        assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+    assert await stage.notes() == ["chunk 1"] * len(ids)

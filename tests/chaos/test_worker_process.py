@@ -341,6 +341,21 @@ async def test_the_command_of_arq_starts_a_full_worker(
     assert await stage.value("SELECT end_reason FROM bulwark.worker") == "stopped"
 
 
+async def test_the_command_of_arq_gives_its_job_back_though_redis_is_gone(
+    stage: Stage, sessions: Sessions, database_url: str, tmp_path: Path
+) -> None:
+    producer = Producer(sessions, discover_jobs(SAMPLE_JOBS))
+    with embedded_valkey() as valkey:
+        await stage.close_gate()
+        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
+        with arq_worker(environment(database_url, valkey.url, **QUICK), tmp_path) as process:
+            await stage.somebody_at_gate()
+            valkey.kill()
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 30) == 0
+    assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+
+
 def refusal(settings: dict[str, str], folder: Path) -> str:
     """What `bulwark worker` says when it refuses: one sentence after its log."""
     ended = finish(["-m", "worker.cli", "worker"], settings, folder)

@@ -44,7 +44,9 @@ def ring(number: int = 1, job_id: UUID | None = None, queue: str = "default") ->
 
 
 async def keys(redis: Redis) -> set[str]:
-    return {key.decode() async for key in redis.scan_iter()}
+    """What there is beside wake-ups."""
+    names = {key.decode() async for key in redis.scan_iter()}
+    return {name for name in names if not name.startswith("bulwark:wake:")}
 
 
 async def test_a_ring_is_a_message_that_arq_can_read(redis: Redis) -> None:

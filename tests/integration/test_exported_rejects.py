@@ -6,10 +6,13 @@ from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from jobs._sources.format import Shape
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
 from worker import rejects
@@ -205,3 +208,83 @@ async def test_a_repeated_header_is_refused_again(desk: Desk) -> None:
 
     assert await desk.codes(again) == ["too_many_fields"]
     assert await desk.names("team") == ["Red"]
+
+
+# Other formats
+
+
+async def test_a_tsv_is_exported_with_tabs_and_can_be_mended(desk: Desk) -> None:
+    desk.path = desk.path.with_suffix(".tsv")
+    rows = b'"Ann\tof ""York"""\t-1\nBob, Jr.\told\n'
+    export = await desk.exported(await desk.imported(b"name\tage\n" + rows))
+    again = await desk.imported(export.replace(b"\t-1", b"\t1").replace(b"old", b"2"))
+
+    assert export.startswith(b"bulwark_line\tbulwark_reason\tname\tage\n")
+    assert await desk.codes(again) == []
+    assert await desk.names() == ['Ann\tof "York"', "Bob, Jr."]
+
+
+async def test_a_declared_encoding_and_delimiter_come_back_as_utf8_with_that_delimiter(
+    desk: Desk,
+) -> None:
+    desk.path.write_bytes("name;age\nZoë;-1\nBöb\x81;2\n".encode("latin-1"))
+    shape = Shape(encoding="cp1252", delimiter=";")
+    job_id = await desk.bench.run_file(desk.path, "spooled", table="hero", declared=shape)
+    export = await desk.exported(job_id)
+
+    assert await desk.codes(job_id) == ["invalid", "not_decoded"]
+    first, second = export.splitlines()[1:]
+    assert first.decode().endswith(";Zoë;-1")
+    assert second.startswith(b'3;"Byte 0x81 at character 3 of the row is not cp1252;')
+
+
+NDJSON_ROWS = (
+    b'{"name": "Ann", "age": -1, "external_id": "\xc3\xab"}',
+    b'{"name": "Bob", "age": "old"}',
+    b'{"name": "Cid", "name": "Sid"}',
+    b'{"name": "Dee", "age": ',
+    b'{"name": "Eve\xff"}',
+    b"[1, 2]",
+    b'{"name": "' + b"x" * MIB + b'"}',
+    b"{}",
+)
+
+
+async def test_an_export_of_ndjson_is_ndjson_that_refuses_the_same_rows_until_they_are_mended(
+    desk: Desk,
+) -> None:
+    desk.path = desk.path.with_suffix(".ndjson")
+    job_id = await desk.imported(b'{"name": "Al"}\n' + b"\n".join(NDJSON_ROWS))
+    export = await desk.exported(job_id)
+    again = await desk.imported(export)
+    twice = await desk.exported(again)
+
+    codes = ["invalid", "invalid", "duplicate_key", "invalid_json", "not_utf8", "not_an_object"]
+    assert await desk.codes(job_id) == [*codes, "row_too_large", "invalid"]
+    assert await desk.codes(again) == [*codes, "not_an_object", "invalid"]
+    assert twice.count(b'"bulwark_line"') == export.count(b'"bulwark_line"') == 6
+    for row, line in zip(NDJSON_ROWS[:5], export.splitlines(), strict=False):
+        assert line.startswith(b'{"bulwark_line": ')
+        assert line.endswith(row[1:].strip())
+
+    mended = (
+        export.replace(b"-1", b"1").replace(b'"old"', b"2").replace(b'"age":\n', b'"age": 3}\n')
+    )
+    await desk.imported(mended.replace(b"\xff", b"").replace(b', "name": "Sid"', b""))
+    assert sorted(await desk.names()) == ["Al", "Ann", "Bob", "Cid", "Dee", "Eve"]
+
+
+async def test_rows_of_parquet_are_exported_as_ndjson_that_can_be_mended(desk: Desk) -> None:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"name": ["Ann", "Bob"], "age": [-1, 2]}), out)
+    desk.path = desk.path.with_suffix(".parquet")
+    export = await desk.exported(await desk.imported(out.getvalue()))
+    desk.path = desk.path.with_suffix(".ndjson")
+    await desk.imported(export.replace(b"-1", b"1"))
+
+    assert sorted(await desk.names()) == ["Ann", "Bob"]
+
+
+async def test_an_export_without_rejects_is_an_empty_file_of_lines(desk: Desk) -> None:
+    desk.path = desk.path.with_suffix(".ndjson")
+    assert await desk.exported(await desk.imported(b'{"name": "Al"}')) == b""

@@ -121,6 +121,10 @@ async def test_the_job_says_what_was_spooled(
             "text_bytes": 13,
             "compression": "none",
             "part_bytes": PART_BYTES,
+            "format": "csv",
+            "encoding": "utf-8",
+            "delimiter": ",",
+            "columns": None,
         },
     }
     assert {name: row.payload[name] for name in expected} == expected

@@ -12,10 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 from structlog.testing import capture_logs
 
-from db.bulk import Inserted, Miscounted
 from db.ledger.audit import Keys
 from db.refusal import Refusal
 from db.registry import Model, discover_models
+from db.staging import Inserted, Miscounted
 from jobs.insert_rows import InsertRows
 from tests import unusual_models
 from tests.inprocess import Bench

@@ -13,36 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs._errors import InputError
-from jobs._sources.csv import (
-    MAX_RECORD_BYTES,
-    Chunk,
-    CsvReader,
-    Position,
-    Record,
-)
+from jobs._part import Part, Position
+from jobs._sources.csv import MAX_RECORD_BYTES, CsvReader
+from jobs._sources.grammar import Grammar
 from jobs._sources.lines import KEPT_BYTES
-from jobs._sources.rows import parse, parse_large
+from tests.parts import Bytes, Record, all_records, comparable, records_of
 
 MIB = 1024 * 1024
 
 
-class Bytes(NamedTuple):
-    """A source over bytes, in blocks as small as a test wants them."""
-
-    data: bytes
-    block_bytes: int = 256 * 1024
-
-    def blocks(self, offset: int = 0) -> Iterator[bytes]:
-        for at in range(offset, len(self.data), self.block_bytes):
-            yield self.data[at : at + self.block_bytes]
+def chunks(data: bytes, max_rows: int = 1000, max_bytes: int = MIB) -> list[Part]:
+    return list(CsvReader(Bytes(data)).parts(max_rows, max_bytes))
 
 
-def chunks(data: bytes, max_rows: int = 1000, max_bytes: int = MIB) -> list[Chunk]:
-    return list(CsvReader(Bytes(data)).chunks(max_rows, max_bytes))
+def texts_of(record: Record) -> list[str] | None:
+    """The fields as they stand in the input; an empty one is no value."""
+    if record.values is None:
+        return None
+    assert "" not in record.values
+    return [value or "" for value in record.values]
 
 
 def records(data: bytes) -> list[Record]:
-    return [record for chunk in chunks(data) for record in chunk.records]
+    return all_records(chunks(data))
 
 
 def only(data: bytes) -> Record:
@@ -84,28 +77,29 @@ def refusal(data: bytes) -> str:
     ],
 )
 def test_a_row_has_the_fields_that_the_csv_module_finds(row: bytes, fields: list[str]) -> None:
-    assert only(b"id,name\n" + row) == Record(2, fields, row, None)
+    record = only(b"id,name\n" + row)
+    assert (record.line, texts_of(record), record.raw, record.fault) == (2, fields, row, None)
 
 
 def test_blank_lines_make_no_row_but_count_as_lines_and_bytes() -> None:
     data = b"\n\nid,name\n\r\n1,Ann\n\n\n2,Bob\n\n"
     [chunk] = chunks(data)
-    assert [(record.line, record.raw) for record in chunk.records] == [
+    assert [(record.line, record.raw) for record in records_of(chunk)] == [
         (5, b"1,Ann\n"),
         (8, b"2,Bob\n"),
     ]
-    assert (chunk.start_byte, chunk.end_byte) == (10, len(data) - 1)
-    assert (chunk.first_line, chunk.last_line) == (4, 8)
+    assert (chunk.span.start_byte, chunk.span.end_byte) == (10, len(data) - 1)
+    assert (chunk.span.first_line, chunk.span.next_line - 1) == (4, 8)
 
 
 def test_a_quoted_empty_value_alone_is_a_row_and_not_a_blank_line() -> None:
-    assert [record.fields for record in records(b'name\n\n""\nAnn\n')] == [[""], ["Ann"]]
+    assert [texts_of(record) for record in records(b'name\n\n""\nAnn\n')] == [[""], ["Ann"]]
 
 
 def test_lines_are_counted_through_values_of_several_lines() -> None:
     data = b'id,note\n1,"a\nb\r\nc"\n2,x\n3,"y\n"\n4,z\n'
     assert [record.line for record in records(data)] == [2, 5, 6, 8]
-    assert chunks(data)[0].last_line == 8
+    assert chunks(data)[0].span.next_line == 9
 
 
 def test_a_value_of_half_a_megabyte_is_accepted_under_the_csv_modules_own_limit() -> None:
@@ -114,8 +108,8 @@ def test_a_value_of_half_a_megabyte_is_accepted_under_the_csv_modules_own_limit(
     for row in (f"1,{large}\n", f'1,"{large}"\n', f'1,"{large[:250_000]}\n""{large[:250_000]}"\n'):
         record = only(b"id,name\n" + row.encode())
         assert record.fault is None
-        assert record.fields is not None
-        assert len(record.fields[1]) == 500_000 + 2 * row.count("\n") - 2
+        assert record.values is not None
+        assert len(record.values[1]) == 500_000 + 2 * row.count("\n") - 2
     assert csv.field_size_limit() == 131072
 
 
@@ -149,9 +143,9 @@ def test_tables_come_out_as_the_csv_module_reads_them_and_raw_bytes_add_up_to_th
     names = [f"column {place}" for place in range(len(table[0]) if table else 1)]
     body = written(table, line_end, quoting)
     source = Bytes(written([names], line_end, quoting) + body, block_bytes)
-    found = [record for chunk in CsvReader(source).chunks(7, 64) for record in chunk.records]
+    found = all_records(CsvReader(source).parts(7, 64))
     expected = list(csv.reader(io.StringIO(body.decode(), newline="")))
-    assert [record.fields for record in found] == expected
+    assert [texts_of(record) for record in found] == expected
     assert b"".join(record.raw for record in found) == body
     assert all(record.fault is None for record in found)
 
@@ -165,10 +159,10 @@ def test_the_parser_for_large_values_does_what_the_csv_module_does(
     row: list[str] = []
     for line in lines:
         row.append(line + line_end)
-        if not parse(row)[1]:
+        if not Grammar().parse(row)[1]:
             break
     if "".join(row).strip("\r\n"):
-        assert parse_large("".join(row)) == parse(row)
+        assert Grammar().parse_large("".join(row)) == Grammar().parse(row)
 
 
 # Anything at all, against a slow and simple model
@@ -219,15 +213,15 @@ def test_any_text_gives_the_rows_of_the_model_wherever_the_blocks_are_cut(
 ) -> None:
     source = Bytes(b"x,y\n" + text.encode(), block_bytes)
     reader = CsvReader(source, max_record_bytes=limit_bytes)
-    found = [record for chunk in reader.chunks(1000, MIB) for record in chunk.records]
+    found = all_records(reader.parts(1000, MIB))
     expected = model(text.encode(), limit_bytes)
     assert [(record.line, record.raw) for record in found] == [(e.line, e.raw) for e in expected]
     for record, wanted in zip(found, expected, strict=True):
         code = record.fault.code if record.fault else None
         if wanted.code is None and len(wanted.fields or []) == 2:
-            assert (record.fields, code) == (wanted.fields, None)
+            assert (texts_of(record), code) == (wanted.fields, None)
         else:
-            assert record.fields is None
+            assert record.values is None
             assert code == wanted.code or (wanted.code is None and code in COUNTS)
 
 
@@ -237,30 +231,38 @@ def test_any_text_gives_the_rows_of_the_model_wherever_the_blocks_are_cut(
 def test_a_chunk_ends_at_its_number_of_rows() -> None:
     data = b"id\n" + b"".join(b"%d\n" % number for number in range(5))
     found = chunks(data, max_rows=2)
-    assert [(chunk.number, chunk.first_row, len(chunk.records)) for chunk in found] == [
+    assert [(chunk.number, chunk.span.first_row, len(chunk.rows)) for chunk in found] == [
         (1, 1, 2),
         (2, 3, 2),
         (3, 5, 1),
     ]
-    assert [(chunk.start_byte, chunk.end_byte) for chunk in found] == [(3, 7), (7, 11), (11, 13)]
-    assert [(chunk.first_line, chunk.last_line) for chunk in found] == [(2, 3), (4, 5), (6, 6)]
+    assert [(chunk.span.start_byte, chunk.span.end_byte) for chunk in found] == [
+        (3, 7),
+        (7, 11),
+        (11, 13),
+    ]
+    assert [(chunk.span.first_line, chunk.span.next_line - 1) for chunk in found] == [
+        (2, 3),
+        (4, 5),
+        (6, 6),
+    ]
 
 
 def test_a_chunk_ends_as_soon_as_its_bytes_are_reached_and_holds_at_least_one_row() -> None:
     data = b"id\n" + b"11\n" + b"2222222222\n" + b"33\n44\n55\n"
     found = chunks(data, max_bytes=6)
-    assert [[record.fields for record in chunk.records] for chunk in found] == [
+    assert [[texts_of(record) for record in records_of(chunk)] for chunk in found] == [
         [["11"], ["2222222222"]],
         [["33"], ["44"]],
         [["55"]],
     ]
-    assert [len(chunk.records) for chunk in chunks(data, max_bytes=1)] == [1] * 5
+    assert [len(chunk.rows) for chunk in chunks(data, max_bytes=1)] == [1] * 5
 
 
 @pytest.mark.parametrize(("max_rows", "max_bytes"), [(0, 1), (1, 0)])
 def test_a_chunk_limit_below_one_is_refused(max_rows: int, max_bytes: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        list(CsvReader(Bytes(b"id\n1\n")).chunks(max_rows, max_bytes))
+        list(CsvReader(Bytes(b"id\n1\n")).parts(max_rows, max_bytes))
 
 
 noise = st.lists(
@@ -288,23 +290,26 @@ def test_a_restart_after_any_chunk_gives_the_chunks_of_an_uninterrupted_read(
 ) -> None:
     source = Bytes(b"\xef\xbb\xbfx,y\n" + body, block_bytes)
 
-    def read(start: Position | None = None) -> list[Chunk]:
+    def read(start: Position | None = None) -> list[Part]:
         reader = CsvReader(source, max_record_bytes=limit_bytes)
-        return list(reader.chunks(max_rows, max_bytes, start))
+        return list(reader.parts(max_rows, max_bytes, start))
 
     whole = read()
     for index, chunk in enumerate(whole):
-        assert read(chunk.next) == whole[index + 1 :]
-        assert read(chunk.start) == whole[index:]
+        assert comparable(read(chunk.next)) == comparable(whole[index + 1 :])
+        assert comparable(read(chunk.start)) == comparable(whole[index:])
     for one, following in pairwise(whole):
-        assert (one.end_byte, one.last_line + 1) == (following.start_byte, following.first_line)
+        assert (one.span.end_byte, one.span.next_line) == (
+            following.span.start_byte,
+            following.span.first_line,
+        )
 
 
 @settings(deadline=None)
 @given(noise, st.integers(1, 5))
 def test_rows_do_not_depend_on_the_size_of_the_chunks(body: bytes, max_rows: int) -> None:
     data = b"x,y\n" + body
-    one_by_one = [record for chunk in chunks(data, max_rows) for record in chunk.records]
+    one_by_one = all_records(chunks(data, max_rows))
     assert one_by_one == records(data)
 
 
@@ -314,8 +319,8 @@ def test_rows_do_not_depend_on_the_size_of_the_chunks(body: bytes, max_rows: int
 def test_a_row_that_is_not_utf8_is_told_with_its_column_and_leaves_the_others_alone() -> None:
     data = b"id,name\n1,Ann\n2,Zo\xeb\n3,Bob\n"
     first, bad, last = records(data)
-    assert (first.fields, last.fields) == (["1", "Ann"], ["3", "Bob"])
-    assert (bad.line, bad.fields, bad.raw) == (3, None, b"2,Zo\xeb\n")
+    assert (texts_of(first), texts_of(last)) == (["1", "Ann"], ["3", "Bob"])
+    assert (bad.line, texts_of(bad), bad.raw) == (3, None, b"2,Zo\xeb\n")
     assert bad.fault is not None
     assert (bad.fault.code, bad.fault.column) == ("not_utf8", "name")
     assert "0xeb at position 4" in bad.fault.message
@@ -363,7 +368,7 @@ def test_a_row_that_repeats_the_header_is_rejected_even_if_it_is_quoted_differen
 
 def test_a_quote_open_at_the_end_costs_only_the_line_that_opened_it() -> None:
     found = records(b'id,name\n1,"Ann\n2,Bob\n3,Cid\n')
-    assert [(record.line, record.raw, record.fields) for record in found] == [
+    assert [(record.line, record.raw, texts_of(record)) for record in found] == [
         (2, b'1,"Ann\n', None),
         (3, b"2,Bob\n", ["2", "Bob"]),
         (4, b"3,Cid\n", ["3", "Cid"]),
@@ -377,7 +382,7 @@ def test_a_quote_that_closes_beyond_the_largest_row_costs_only_the_line_that_ope
     found = records(b'id,name\n1,"Ann\n' + rows + b'3,Cid"\n')
     assert [record.line for record in found if record.fault] == [2]
     assert found[0].raw == b'1,"Ann\n'
-    assert found[-1].fields == ["3", 'Cid"']
+    assert texts_of(found[-1]) == ["3", 'Cid"']
     assert len(found) == 1 + rows.count(b"\n") + 1
 
 
@@ -398,13 +403,13 @@ def test_a_line_that_is_too_large_is_rejected_with_its_beginning_and_reading_goe
     large = b"2," + b"x" * 3 * MIB + line_end
     data = b"id,name\n1,Ann" + line_end + large + b"3,Bob" + line_end
     first, bad, last = records(data)
-    assert (first.fields, last.fields, last.line) == (["1", "Ann"], ["3", "Bob"], 4)
-    assert (bad.line, bad.fields, bad.raw) == (3, None, large[:KEPT_BYTES])
+    assert (texts_of(first), texts_of(last), last.line) == (["1", "Ann"], ["3", "Bob"], 4)
+    assert (bad.line, texts_of(bad), bad.raw) == (3, None, large[:KEPT_BYTES])
     assert bad.fault is not None
     assert bad.fault.code == "row_too_large"
     assert f"{len(large)} bytes" in bad.fault.message
     assert "first 8192 bytes" in bad.fault.message
-    assert [chunk.end_byte for chunk in chunks(data, max_bytes=4 * MIB)] == [len(data)]
+    assert [chunk.span.end_byte for chunk in chunks(data, max_bytes=4 * MIB)] == [len(data)]
 
 
 def test_the_largest_line_is_accepted_and_one_byte_more_is_not() -> None:
@@ -435,12 +440,12 @@ class HugeLine:
 def test_memory_stays_bounded_while_a_huge_line_is_passed_over() -> None:
     tracemalloc.start()
     try:
-        [chunk] = CsvReader(HugeLine()).chunks(1000, MIB * 1000)
+        [chunk] = CsvReader(HugeLine()).parts(1000, MIB * 1000)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [record.fields for record in chunk.records] == [["1", "Ann"], None, ["3", "Bob"]]
-    assert chunk.end_byte == 16 + 1200 * 256 * 1024 + 9
+    assert [texts_of(record) for record in records_of(chunk)] == [["1", "Ann"], None, ["3", "Bob"]]
+    assert chunk.span.end_byte == 16 + 1200 * 256 * 1024 + 9
     assert peak_bytes < 8 * MIB
 
 
@@ -459,9 +464,9 @@ def test_rows_that_never_close_their_quotes_are_rejected_one_by_one_in_bounded_m
     tracemalloc.start()
     try:
         found = 0
-        for chunk in CsvReader(OpenQuotes(), max_record_bytes=64 * 1024).chunks(1000, MIB):
-            assert {r.fault.code for r in chunk.records if r.fault} == {"unclosed_quote"}
-            found += len(chunk.records)
+        for chunk in CsvReader(OpenQuotes(), max_record_bytes=64 * 1024).parts(1000, MIB):
+            assert {fault.code for fault in chunk.faults.values()} == {"unclosed_quote"}
+            found += len(chunk.rows)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -481,7 +486,7 @@ def test_a_byte_order_mark_is_passed_over_but_counted() -> None:
     data = b'\xef\xbb\xbf"id",name\n1,Ann\n'
     header = CsvReader(Bytes(data, block_bytes=1)).header()
     assert header == (["id", "name"], b'"id",name\n', 13, 1)
-    assert only(data) == Record(2, ["1", "Ann"], b"1,Ann\n", None)
+    assert only(data) == (2, ["1", "Ann"], b"1,Ann\n", None)
 
 
 @pytest.mark.parametrize("data", [b"id,name", b"id,name\n", b"id,name\r\n\r\n"])

@@ -83,6 +83,22 @@ def test_import_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert load_settings().import_folders == (tmp_path / "drop", Path("/srv/in"))
 
 
+def test_folders_of_objects_are_kept_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULWARK_IMPORT_FOLDERS", "s3://bucket/in,/srv/in,az://box")
+
+    assert load_settings().import_folders == ("s3://bucket/in", Path("/srv/in"), "az://box")
+
+
+@pytest.mark.parametrize("place", ["http://host/in", "s3://", "ftp://host"])
+def test_a_place_that_no_worker_could_read_from_is_refused(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("BULWARK_IMPORT_FOLDERS", place)
+
+    with pytest.raises(SettingsError, match="is no place of files or objects"):
+        load_settings()
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BULWARK_REDIS_URL", "")
     monkeypatch.setenv("BULWARK_QUEUES", "")

@@ -2,32 +2,38 @@
 
 import gzip
 import hashlib
-import io
 import os
+import re
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs._errors import InputError
-from jobs._sources.source import (
-    Compression,
-    FileSource,
-    Inspection,
-    Inspector,
-    PartsSource,
-    compression_of,
-    inspect,
-)
-from jobs._sources.spool import pack_part, split_parts, unpack_part
+from jobs._sources.compression import Compression, compression_of
+from jobs._sources.encoding import encoding_name, marked_byte
+from jobs._sources.format import Layout
+from jobs._sources.opened import Inspection, inspect
+from jobs._sources.source import FileSource, PartsSource, Stored, Text, raw_blocks
+from jobs._sources.spool import pack_part, unpack_part
+from tests.parts import StoredBytes
 
 KIB = 1024
 TEXT = b"".join(b"%d,Hero %d\n" % (number, number * 7919) for number in range(100_000))
 MEMBERS = gzip.compress(TEXT[:1000]) + gzip.compress(b"") + gzip.compress(TEXT[1000:])
+CHECKED = {int(zstd.CompressionParameter.checksum_flag): 1}
+FRAMES = (
+    zstd.compress(TEXT[:1000])
+    + b"\x50\x2a\x4d\x18\x03\0\0\0abc"  # a frame to be skipped
+    + zstd.compress(TEXT[1000:], options=CHECKED)
+)
+STORED = [TEXT, gzip.compress(TEXT), MEMBERS, zstd.compress(TEXT), FRAMES]
+CSV = Layout(format="csv", encoding="utf-8", delimiter=",")
 
 
 def file_source(path: Path, stored: bytes) -> FileSource:
@@ -35,16 +41,24 @@ def file_source(path: Path, stored: bytes) -> FileSource:
     return FileSource(path, [path.parent])
 
 
+def cut(stored: bytes, part_bytes: int) -> list[bytes]:
+    return [stored[at : at + part_bytes] for at in range(0, len(stored), part_bytes)]
+
+
 def parts_source(stored: bytes, part_bytes: int) -> PartsSource:
-    parts = dict(enumerate(split_parts(io.BytesIO(stored), part_bytes)))
-    return PartsSource(parts.get, part_bytes, compression_of(stored))
+    return PartsSource(dict(enumerate(cut(stored, part_bytes))).get, part_bytes, len(stored))
+
+
+def text_of(stored: Stored, offset: int = 0) -> bytes:
+    return b"".join(Text.of(stored).blocks(offset))
+
+
+def inspection_of(stored: Stored) -> Inspection:
+    return inspect(Text.of(stored), CSV)
 
 
 def inspected(stored: bytes, block_bytes: int = 64 * KIB) -> Inspection:
-    inspector = Inspector()
-    for at in range(0, len(stored), block_bytes):
-        inspector.feed(stored[at : at + block_bytes])
-    return inspector.finish()
+    return inspection_of(StoredBytes(stored, block_bytes))
 
 
 def refusal(stored: bytes, block_bytes: int = 64 * KIB) -> str:
@@ -56,20 +70,20 @@ def refusal(stored: bytes, block_bytes: int = 64 * KIB) -> str:
 # The same bytes from every source
 
 
-@pytest.mark.parametrize("stored", [TEXT, gzip.compress(TEXT), MEMBERS])
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 1001, 300_000, len(TEXT) - 1, len(TEXT)])
 def test_a_file_gives_its_text_from_any_offset(tmp_path: Path, stored: bytes, offset: int) -> None:
     with file_source(tmp_path / "named.txt", stored) as source:
-        assert b"".join(source.blocks(offset)) == TEXT[offset:]
+        assert text_of(source, offset) == TEXT[offset:]
 
 
-@pytest.mark.parametrize("stored", [TEXT, gzip.compress(TEXT), MEMBERS])
+@pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("part_bytes", [1000, 4096, len(TEXT), len(TEXT) + 1])
 def test_parts_give_the_text_of_the_whole_from_any_offset(stored: bytes, part_bytes: int) -> None:
     source = parts_source(stored, part_bytes)
     for offset in (0, 1, 999, 1000, 4096, len(TEXT) - 1, len(TEXT)):
-        assert b"".join(source.blocks(offset)) == TEXT[offset:]
-    assert b"".join(source.raw_blocks()) == stored
+        assert text_of(source, offset) == TEXT[offset:]
+    assert b"".join(raw_blocks(source)) == stored
 
 
 def test_plain_parts_in_front_of_the_offset_are_not_fetched() -> None:
@@ -77,33 +91,47 @@ def test_plain_parts_in_front_of_the_offset_are_not_fetched() -> None:
 
     def fetch(number: int) -> bytes | None:
         fetched.append(number)
-        return [b"abcd", b"efgh", b"ij", None][number]
+        return [b"abcd", b"efgh", b"ij"][number]
 
-    assert b"".join(PartsSource(fetch, 4, "none").blocks(6)) == b"ghij"
-    assert 0 not in fetched
+    assert b"".join(raw_blocks(PartsSource(fetch, 4, 10), 6)) == b"ghij"
+    assert fetched == [1, 2]
 
 
 @pytest.mark.parametrize("parts", [[b"abc", b"defg"], [b"abcde"]])
 def test_parts_of_the_wrong_size_are_refused(parts: list[bytes]) -> None:
-    source = PartsSource(dict(enumerate(parts)).get, 4, "none")
+    source = PartsSource(dict(enumerate(parts)).get, 4, sum(map(len, parts)))
     with pytest.raises(InputError, match="does not fit together"):
-        list(source.blocks())
+        list(raw_blocks(source))
+
+
+def test_a_part_that_is_gone_is_told_by_its_number() -> None:
+    source = PartsSource({0: b"abcd"}.get, 4, 6)
+    with pytest.raises(InputError, match="Part 1 of the spooled input is gone"):
+        list(raw_blocks(source))
 
 
 def test_two_readers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
     with file_source(tmp_path / "rows.csv", TEXT) as source:
-        pairs = list(zip(source.blocks(), source.blocks(), strict=True))
+        text = Text.of(source)
+        pairs = list(zip(text.blocks(), text.blocks(), strict=True))
         assert b"".join(one for one, _ in pairs) == b"".join(other for _, other in pairs) == TEXT
 
 
-def test_blocks_are_bounded_however_well_the_input_is_compressed(tmp_path: Path) -> None:
-    zeros = zlib.compressobj(9, zlib.DEFLATED, 31)
-    stored = b"".join(zeros.compress(bytes(KIB * KIB)) for _ in range(200)) + zeros.flush()
+def bombs() -> Iterator[bytes]:
+    for packer in (zlib.compressobj(9, zlib.DEFLATED, 31), zstd.ZstdCompressor(19)):
+        zeros = b"".join(packer.compress(bytes(KIB * KIB)) for _ in range(200))
+        yield zeros + packer.flush()
+
+
+@pytest.mark.parametrize("stored", list(bombs()), ids=["gzip", "zstd"])
+def test_blocks_are_bounded_however_well_the_input_is_compressed(
+    tmp_path: Path, stored: bytes
+) -> None:
     tracemalloc.start()
     try:
         with file_source(tmp_path / "bomb", stored) as source:
-            sizes = [len(block) for block in source.blocks()]
-            assert inspect(source).text_bytes == 200 * KIB * KIB
+            sizes = [len(block) for block in Text.of(source).blocks()]
+            assert inspection_of(source).text_bytes == 200 * KIB * KIB
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -112,45 +140,61 @@ def test_blocks_are_bounded_however_well_the_input_is_compressed(tmp_path: Path)
     assert peak_bytes < 8 * KIB * KIB
 
 
-def test_a_member_for_every_line_still_gives_blocks_of_useful_size(tmp_path: Path) -> None:
-    stored = b"".join(gzip.compress(b"%d\n" % number) for number in range(5000))
-    with file_source(tmp_path / "log.gz", stored) as source:
-        blocks = list(source.blocks())
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+def test_a_member_for_every_line_still_gives_blocks_of_useful_size(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    stored = b"".join(pack(b"%d\n" % number) for number in range(5000))
+    with file_source(tmp_path / "log", stored) as source:
+        blocks = list(Text.of(source).blocks())
     assert b"".join(blocks) == b"".join(b"%d\n" % number for number in range(5000))
     assert len(blocks) == 1
+
+
+def test_a_zstd_window_that_would_take_too_much_memory_is_refused_with_the_remedy() -> None:
+    options = {int(zstd.CompressionParameter.window_log): 27}
+    packer = zstd.ZstdCompressor(options=options)
+    stored = packer.compress(TEXT) + packer.flush()
+    message = refusal(stored)
+    assert "window of more than 32 MiB" in message
+    assert "without --ultra and --long" in message
 
 
 # Inspection
 
 
 @pytest.mark.parametrize(
-    ("stored", "compression"), [(TEXT, "none"), (gzip.compress(TEXT), "gzip"), (MEMBERS, "gzip")]
+    ("stored", "compression"),
+    [(TEXT, "none"), (gzip.compress(TEXT), "gzip"), (MEMBERS, "gzip"), (FRAMES, "zstd")],
 )
 def test_an_inspection_covers_the_bytes_as_stored(
     tmp_path: Path, stored: bytes, compression: Compression
 ) -> None:
-    wanted = (hashlib.sha256(stored).hexdigest(), len(stored), len(TEXT), compression)
+    wanted = (hashlib.sha256(stored).hexdigest(), len(stored), len(TEXT), compression, None)
     with file_source(tmp_path / "rows", stored) as source:
-        assert inspect(source) == wanted
-    assert inspect(parts_source(stored, 5000)) == wanted
+        assert inspection_of(source) == wanted
+    assert inspection_of(parts_source(stored, 5000)) == wanted
 
 
-@pytest.mark.parametrize("stored", [b"x", b"\x1f", b"xy", gzip.compress(b"some,text\n")])
+@pytest.mark.parametrize(
+    "stored", [b"x", b"\x1f", b"xy", gzip.compress(b"some,text\n"), zstd.compress(b"some,text\n")]
+)
 def test_an_inspection_does_not_depend_on_how_the_bytes_arrive(stored: bytes) -> None:
     assert inspected(stored, block_bytes=1) == inspected(stored)
 
 
-@pytest.mark.parametrize("stored", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("stored", [b"", gzip.compress(b""), zstd.compress(b"")])
 def test_an_empty_input_is_refused(stored: bytes) -> None:
     assert "empty" in refusal(stored)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 64 * KIB])
-@pytest.mark.parametrize("length", [2, 9, 15, 100, len(MEMBERS) - 1])
-def test_a_gzip_cut_off_anywhere_is_refused_with_the_byte_where_it_ends(
-    length: int, block_bytes: int
+@pytest.mark.parametrize("length", [4, 9, 15, 100, 5000])
+@pytest.mark.parametrize("stored", [MEMBERS, FRAMES], ids=["gzip", "zstd"])
+def test_what_is_cut_off_anywhere_is_refused_with_the_byte_where_it_ends(
+    stored: bytes, length: int, block_bytes: int
 ) -> None:
-    message = refusal(MEMBERS[:length], block_bytes)
+    message = refusal(stored[:length], block_bytes)
     assert "cut off" in message
     assert f"at byte {length}," in message
 
@@ -171,10 +215,27 @@ def test_a_damaged_later_member_is_refused_with_the_byte_of_the_damage() -> None
     assert f"damaged at byte {len(first) + 3};" in refusal(broken)
 
 
+@pytest.mark.parametrize("place", ["checksum", "data"])
+@pytest.mark.parametrize("block_bytes", [1, 64 * KIB])
+def test_a_damaged_zstd_is_refused_with_the_bytes_between_which_it_is(
+    place: str, block_bytes: int
+) -> None:
+    stored = zstd.compress(TEXT, options=CHECKED)
+    at = len(stored) - 2 if place == "checksum" else len(stored) // 2
+    message = refusal(stored[:at] + bytes([stored[at] ^ 255]) + stored[at + 1 :], block_bytes)
+    found = re.search(r"damaged between byte (\d+) and (\d+);", message)
+    assert found is not None
+    assert int(found[2]) - int(found[1]) <= 16 * KIB
+    assert at < int(found[2])
+
+
 @pytest.mark.parametrize("block_bytes", [1, 7, 64 * KIB])
 @pytest.mark.parametrize("garbage", [b"garbage", b"\x1fx", b"\0" * 512, TEXT])
-def test_bytes_behind_a_gzip_are_refused_with_their_place(garbage: bytes, block_bytes: int) -> None:
-    stored = gzip.compress(b"id\n1\n")
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+def test_bytes_behind_what_is_compressed_are_refused_with_their_place(
+    pack: Callable[[bytes], bytes], garbage: bytes, block_bytes: int
+) -> None:
+    stored = pack(b"id\n1\n")
     message = refusal(stored + garbage, block_bytes)
     assert f"behind its compressed data, from byte {len(stored)} on" in message
 
@@ -184,7 +245,7 @@ def test_a_damaged_gzip_is_refused_while_reading_too(tmp_path: Path) -> None:
         file_source(tmp_path / "rows.gz", MEMBERS[:-1]) as source,
         pytest.raises(InputError, match="cut off"),
     ):
-        list(source.blocks())
+        text_of(source)
 
 
 # Files
@@ -219,7 +280,7 @@ def test_links_within_the_allowed_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "door").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "latest.csv").symlink_to("rows.csv")
     with FileSource(tmp_path / "door" / "latest.csv", [tmp_path / "door"]) as source:
-        assert b"".join(source.blocks()) == b"id\n1\n"
+        assert text_of(source) == b"id\n1\n"
 
 
 def test_what_cannot_be_read_as_a_file_is_refused(tmp_path: Path) -> None:
@@ -241,7 +302,7 @@ def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
 
 def test_an_untouched_file_has_not_changed(tmp_path: Path) -> None:
     with file_source(tmp_path / "rows.csv", TEXT) as source:
-        list(source.blocks())
+        text_of(source)
         assert not source.changed()
 
 
@@ -270,7 +331,7 @@ def test_a_file_that_was_replaced_or_removed_has_changed_but_stays_readable(tmp_
         assert source.changed()
         source.path.unlink()
         assert source.changed()
-        assert b"".join(source.blocks()) == TEXT
+        assert text_of(source) == TEXT
 
 
 def test_a_link_that_points_elsewhere_now_has_changed(tmp_path: Path) -> None:
@@ -289,35 +350,14 @@ def test_closing_gives_the_file_back_and_may_be_repeated(tmp_path: Path) -> None
     source.close()
     source.close()
     with pytest.raises(OSError, match="descriptor"):
-        list(source.blocks())
+        text_of(source)
 
 
 # Spooling
 
 
-class ShortReads(io.RawIOBase):
-    """A stream that gives at most three bytes at a time, as a socket may."""
-
-    def __init__(self, data: bytes) -> None:
-        self._stream = io.BytesIO(data)
-
-    def read(self, size: int = -1) -> bytes:
-        return self._stream.read(min(size, 3))
-
-
 @settings(deadline=None)
-@given(st.binary(max_size=200), st.integers(1, 50))
-def test_parts_are_full_but_for_the_last_and_add_up_to_the_input(
-    data: bytes, part_bytes: int
-) -> None:
-    parts = list(split_parts(ShortReads(data), part_bytes))  # type: ignore[arg-type]
-    assert b"".join(parts) == data
-    assert all(len(part) == part_bytes for part in parts[:-1])
-    assert all(0 < len(part) <= part_bytes for part in parts)
-
-
-@settings(deadline=None)
-@given(st.binary(), st.sampled_from(["none", "gzip"]))
+@given(st.binary(), st.sampled_from(["none", "gzip", "zstd"]))
 def test_a_packed_part_unpacks_to_itself(raw: bytes, compression: Compression) -> None:
     assert unpack_part(pack_part(raw, compression)) == raw
 
@@ -333,19 +373,61 @@ def test_a_damaged_part_is_refused(packed: bytes) -> None:
         unpack_part(packed)
 
 
-def uploaded(stored: bytes, part_bytes: int) -> Iterator[bytes]:
-    compression = compression_of(stored)
-    for part in split_parts(io.BytesIO(stored), part_bytes):
-        yield pack_part(part, compression)
-
-
-@pytest.mark.parametrize("stored", [TEXT, MEMBERS])
+@pytest.mark.parametrize("stored", STORED)
 def test_what_was_spooled_reads_as_what_was_sent(stored: bytes) -> None:
-    spool = list(uploaded(stored, 10_000))
+    spool = [pack_part(part, compression_of(stored)) for part in cut(stored, 10_000)]
+    source = PartsSource(lambda number: unpack_part(spool[number]), 10_000, len(stored))
+    assert inspection_of(source) == inspected(stored)
+    assert text_of(source, 12_345) == TEXT[12_345:]
 
-    def fetch(number: int) -> bytes | None:
-        return unpack_part(spool[number]) if number < len(spool) else None
 
-    source = PartsSource(fetch, 10_000, compression_of(stored))
-    assert inspect(source) == inspected(stored)
-    assert b"".join(source.blocks(12_345)) == TEXT[12_345:]
+# Encodings
+
+LINES = "name,note\nZoë,naïve\n" * 50
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 64 * KIB])
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "utf-8-sig", "mac_roman"]
+)
+def test_text_in_a_declared_encoding_is_read_as_utf8_from_any_offset(
+    encoding: str, block_bytes: int
+) -> None:
+    stored = StoredBytes(gzip.compress(LINES.encode(encoding)), block_bytes)
+    for offset in (0, 11, 1000):
+        found = b"".join(Text.of(stored, encoding).blocks(offset))
+        assert found == LINES.encode()[offset:]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 64 * KIB])
+@pytest.mark.parametrize(
+    ("encoding", "stored", "text"),
+    [
+        ("cp1252", b"a\x81\x80\n", "a\udc81€\n"),
+        ("utf-16-le", b"a\0\x00\xd8\n\0b\0", "a\udc00\udcd8\nb"),
+        ("utf-16-le", b"a\0b", "a\udc62"),
+        ("shift_jis", b"\x83\x41\xff\n", "ア\udcff\n"),
+        ("ascii", b"\xc3\xab", "\udcc3\udcab"),
+    ],
+)
+def test_bytes_without_a_character_are_marked_where_they_stand(
+    encoding: str, stored: bytes, text: str, block_bytes: int
+) -> None:
+    found = b"".join(Text.of(StoredBytes(stored, block_bytes), encoding).blocks())
+    assert found.decode(errors="surrogatepass") == text
+    assert [marked_byte(one) for one in text if not one.isascii()] == [
+        ord(one) - 0xDC00 if "\udc00" <= one <= "\udcff" else None
+        for one in text
+        if not one.isascii()
+    ]
+
+
+def test_utf16_without_its_mark_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InputError, match="utf-16-le or utf-16-be"):
+        b"".join(Text.of(StoredBytes("a,b".encode("utf-16-le")), "utf-16").blocks())
+
+
+@pytest.mark.parametrize("name", ["rot13", "hex", "idna", "unicode_escape", "nope", ""])
+def test_what_is_no_encoding_of_files_cannot_be_declared(name: str) -> None:
+    with pytest.raises(ValueError, match="is no encoding"):
+        encoding_name(name)

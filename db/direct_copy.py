@@ -1,0 +1,113 @@
+"""Inserting a chunk by one COPY straight into its table: all rows, or none.
+
+It is the fast way for rows that nothing stands against. What it does is what inserting them one
+by one would have done, or it does nothing and `db.bulk` has to find out which row is at fault.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.batch import Batch
+from db.catalog import Column, TableFacts
+from db.copy import copy_lines, copy_rows
+from db.ledger.audit import Keys
+from db.refusal import RowFault, savepoint
+from db.staging import Inserted
+
+
+def can_copy(facts: TableFacts, columns: Sequence[str]) -> bool:
+    """Whether rows with these columns can go straight into the table.
+
+    Not where a trigger may leave rows out or give them other keys, where a row may need one that
+    stands before it, and where the rows' keys could not be told afterwards.
+    """
+    key = _integer_key(facts)
+    told = key is not None and (key.name in columns or key.sequence)
+    return told and not facts.has_triggers and not facts.own_parent
+
+
+def key_order(facts: TableFacts, columns: Sequence[str]) -> Callable[[Sequence[Any]], Any] | None:
+    """What to sort rows by: the first unique index, other than the primary key, that they fill."""
+    for index in facts.unique_indexes:
+        names = [name.strip('"') for name in index.keys]
+        if tuple(names) != facts.primary_key and all(name in columns for name in names):
+            return itemgetter(*map(columns.index, names))
+    return None
+
+
+async def insert_directly(
+    session: AsyncSession, facts: TableFacts, columns: Sequence[str], batch: Batch
+) -> Inserted | None:
+    """Insert all rows in the session's transaction; None, with nothing done, if one is refused.
+
+    The rows get their keys in input order and go in sorted, so that two imports of the same rows
+    in different orders do not wait for each other in a circle.
+    """
+    key = _integer_key(facts)
+    assert key is not None
+    if not batch.records:
+        return Inserted(Keys(ranges=[]))
+    given = key.name in columns
+    keys = _given(batch, columns, key) if given else await _reserve(session, key, len(batch))
+    if facts.deferrable:
+        await session.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+    try:
+        async with savepoint(session):
+            await _copy(session, facts, columns, batch, None if given else (key.name, keys))
+    except RowFault:
+        return None
+    return Inserted(Keys(ranges=list(_ranges(sorted(keys)))), frozenset(range(len(batch))))
+
+
+async def _copy(
+    session: AsyncSession,
+    facts: TableFacts,
+    columns: Sequence[str],
+    batch: Batch,
+    reserved: tuple[str, Sequence[int]] | None,
+) -> None:
+    table, schema, records = facts.table_name, facts.schema_name, batch.records
+    if reserved is None:
+        await copy_rows(session, table, schema, columns, (records[at] for at in batch.order))
+        return
+    name, keys = reserved
+    if batch.lines is None:
+        rows = ((keys[at], *records[at]) for at in batch.order)
+        await copy_rows(session, table, schema, (name, *columns), rows)
+    else:
+        lines = [f"{keys[at]}\t{batch.lines[at]}\n" for at in batch.order]
+        await copy_lines(session, table, schema, (name, *columns), lines)
+
+
+def _integer_key(facts: TableFacts) -> Column | None:
+    if len(facts.primary_key) != 1:
+        return None
+    key = facts.column(facts.primary_key[0])
+    return key if key.integer else None
+
+
+def _given(batch: Batch, columns: Sequence[str], key: Column) -> list[Any]:
+    at = columns.index(key.name)
+    return [record[at] for record in batch.records]
+
+
+async def _reserve(session: AsyncSession, key: Column, count: int) -> list[int]:
+    """So many keys from the column's sequence, for this transaction alone."""
+    drawn = sa.text(f"SELECT array_agg({key.default}) FROM generate_series(1, :count)")
+    keys: list[int] = await session.scalar(drawn, {"count": count})
+    return keys
+
+
+def _ranges(keys: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending keys as runs without a gap."""
+    if keys[-1] - keys[0] == len(keys) - 1:
+        yield keys[0], keys[-1]
+        return
+    for _, run in groupby(enumerate(keys), lambda pair: pair[1] - pair[0]):
+        numbers = [key for _, key in run]
+        yield numbers[0], numbers[-1]

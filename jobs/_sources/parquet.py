@@ -1,0 +1,260 @@
+"""Parquet as parts of rows, decoded a few at a time however large its row groups are."""
+
+import io
+import json
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
+
+from db.refusal import Refusal
+from jobs._errors import InputError
+from jobs._part import Part, Position, Values
+from jobs._sources.csv import MAX_RECORD_BYTES
+from jobs._sources.lines import KEPT_BYTES
+from jobs._sources.lot import Lot, parts_of
+from jobs._sources.source import Stored, read_fully
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MAGIC: Final = b"PAR1"
+_BUFFER_BYTES: Final = 64 * 1024
+_BATCH_ROWS: Final = 128  # few, since a dictionary may make any number of large values of one
+
+
+class ParquetReader:
+    """Rows of a Parquet input; a position in bytes counts the bytes of the decoded values.
+
+    The library behind it, some tens of megabytes, is loaded with the first one. It is called in
+    one thread only, whoever reads: the allocator keeps memory for each thread that has used it.
+    """
+
+    def __init__(self, stored: Stored) -> None:
+        self._thread = ThreadPoolExecutor(1, "parquet")
+        self._file = self._thread.submit(_opened, stored).result()
+        metadata = self._file.metadata
+        self._group_rows = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        self.columns: Final = _checked_names(self._file.schema_arrow.names)
+
+    def start(self) -> Position:
+        """Where the first part begins."""
+        return Position(1, 1, 0, 1)
+
+    def text_bytes(self) -> int:
+        """The decoded size; raises InputError when something is damaged, for it decodes all."""
+        return sum(one.batch.num_rows * one.row_bytes for one in self._batches(0))
+
+    def parts(self, max_rows: int, max_bytes: int, start: Position | None = None) -> Iterator[Part]:
+        """The rows in parts, from the first on or from where another reader got to."""
+        start = start or self.start()
+        return parts_of(self._lots(start), start, max_rows, max_bytes)
+
+    def _lots(self, start: Position) -> Iterator[Lot]:
+        line, byte = start.line, start.byte
+        for batch, row_bytes in self._batches(start.row - 1):
+            rows, faults = _rows(batch)
+            lines = range(line, line + len(rows))
+            ends = range(byte + row_bytes, byte + row_bytes * len(rows) + 1, row_bytes)
+            yield Lot(rows, _AsJson(self.columns, rows), lines, ends, faults)
+            line, byte = lines.stop, ends[-1]
+
+    def _batches(self, first_row: int) -> Iterator["_Batch"]:
+        """All rows from one on, in the same batches from wherever; groups before are not read."""
+        for number, rows in enumerate(self._group_rows):
+            if first_row < rows:
+                yield from self._batches_of(number, first_row)
+            first_row = max(0, first_row - rows)
+
+    def _batches_of(self, group: int, first_row: int) -> Iterator["_Batch"]:
+        import pyarrow as pa
+
+        try:
+            batches = self._file.iter_batches(_BATCH_ROWS, [group], use_threads=False)
+            while (batch := self._thread.submit(next, batches, None).result()) is not None:
+                if first_row < batch.num_rows:
+                    yield _Batch(batch.slice(first_row), 1 + batch.nbytes // batch.num_rows)
+                first_row = max(0, first_row - batch.num_rows)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"The Parquet input is damaged in row group {group} ({_first_line(error)}); write"
+                " the file again."
+            ) from None
+
+
+class _Batch(NamedTuple):
+    """Consecutive rows, and the bytes that one of them has on average."""
+
+    batch: "pa.RecordBatch"
+    row_bytes: int
+
+
+def _opened(stored: Stored) -> "pq.ParquetFile":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pa.set_memory_pool(pa.system_memory_pool())  # the others keep what they were given back
+    try:
+        return pq.ParquetFile(
+            pa.PythonFile(_File(stored), mode="r"),
+            buffer_size=_BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"The Parquet input cannot be opened ({_first_line(error)}); send the whole file again."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _checked_names(names: list[str]) -> list[str]:
+    for name in names:
+        if not name.strip() or names.count(name) > 1:
+            raise InputError(
+                f"The Parquet input has a column {name!r} without a name of its own; rename it."
+            )
+    return names
+
+
+class _File(io.RawIOBase):
+    """What pyarrow reads from: a position in a stored input."""
+
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._stored.size_bytes}
+        self._at = base[whence] + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        wanted = self._stored.size_bytes - self._at if size < 0 else size
+        data = read_fully(self._stored, self._at, wanted)
+        self._at += len(data)
+        return data
+
+
+# From columns to rows
+
+
+def _rows(batch: "pa.RecordBatch") -> tuple[list[Values], dict[int, Refusal]]:
+    """The rows as Python values, and why those that cannot be are none."""
+    faults: dict[int, Refusal] = {}
+    columns = [
+        _values(name, column, faults)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    rows: list[Values] = list(zip(*columns, strict=True))
+    if batch.nbytes > MAX_RECORD_BYTES:
+        _refuse_large(rows, faults)
+    return rows, faults
+
+
+def _values(name: str, column: "pa.Array", faults: dict[int, Refusal]) -> list[Any]:
+    column = _in_python_units(column)
+    try:
+        values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
+        values = [_value(name, column, index, faults) for index in range(len(column))]
+    if _holds_nul(column, values):
+        for index, value in enumerate(values):
+            if value is not None and "\0" in value:
+                message = "The value holds a NUL, which a PostgreSQL text cannot hold; remove it."
+                faults.setdefault(index, Refusal("nul_byte", message, name))
+    return values
+
+
+def _in_python_units(column: "pa.Array") -> "pa.Array":
+    """Times to the microsecond, which is what Python and PostgreSQL have, and instants in UTC."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        unit = "us" if kind.unit == "ns" else kind.unit
+        return column.cast(pa.timestamp(unit, tz=kind.tz and "UTC"), safe=False)
+    if pa.types.is_time64(kind):
+        return column.cast(pa.time64("us"), safe=False)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return column.cast(pa.duration("us"), safe=False)
+    return column.cast(pa.float32()) if pa.types.is_float16(kind) else column
+
+
+def _value(name: str, column: "pa.Array", index: int, faults: dict[int, Refusal]) -> Any:
+    try:
+        return column[index].as_py(maps_as_pydicts="strict")
+    except UnicodeDecodeError:
+        message = "The text is not UTF-8, as Parquet has it; mend it or make the column binary."
+        faults.setdefault(index, Refusal("not_utf8", message, name))
+    except (ValueError, OverflowError, KeyError) as error:
+        message = f"The value cannot be read ({_first_line(error)}); mend it."
+        faults.setdefault(index, Refusal("unreadable", message, name))
+    return None
+
+
+def _holds_nul(column: "pa.Array", values: list[Any]) -> bool:
+    import pyarrow as pa
+
+    kind = column.type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return is_text and "\0" in "".join(filter(None, values))
+
+
+def _refuse_large(rows: list[Values], faults: dict[int, Refusal]) -> None:
+    """Refuse rows that are larger than a row of any format may be, and keep their beginnings."""
+    for index, values in enumerate(rows):
+        size = sum(len(value) for value in values if isinstance(value, (str, bytes)))
+        if size > MAX_RECORD_BYTES:
+            message = (
+                f"The row has {size} characters and at most {MAX_RECORD_BYTES} are allowed; shorten"
+                f" it (only the first {KEPT_BYTES} of each value are kept here)."
+            )
+            faults[index] = Refusal("row_too_large", message)
+            rows[index] = [
+                value[:KEPT_BYTES] if isinstance(value, (str, bytes)) else value for value in values
+            ]
+
+
+class _AsJson(Sequence[bytes]):
+    """Rows as lines of NDJSON, made only of those that somebody asks for."""
+
+    def __init__(self, columns: list[str], rows: Sequence[Values]) -> None:
+        self._columns = columns
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        row = dict(zip(self._columns, self._rows[index], strict=True))
+        return json.dumps(row, ensure_ascii=False, default=_json_value).encode()
+
+
+def _json_value(value: Any) -> Any:
+    """A value that JSON does not have, as the text that a Create class takes in its place."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,0 +1,225 @@
+"""Messages of plain arq clients: made jobs once, or parked with the reason; none is ever lost."""
+
+import json
+import pickle
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from structlog.testing import capture_logs
+
+from jobs import Bell, Producer, discover_jobs
+from jobs._bell import queue_key, serialize
+from tests.arq_side import hearing, plain_client
+from tests.inprocess import Bench
+from tests.sample_jobs.act_out import ActOut
+from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from worker.delivery import Delivery
+from worker.ear import Message
+
+Sessions = async_sessionmaker[AsyncSession]
+QUEUE = queue_key("default")
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    async with stage_on(database_url) as stage:
+        yield stage
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
+    async with plain_client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def bench(sessions: Sessions, database_url: str) -> Bench:
+    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))
+
+
+async def put(client: ArqRedis, content: bytes | None, arq_id: str | bytes = "theirs") -> None:
+    """What a client of any make may have left in the queue."""
+    name = arq_id.encode() if isinstance(arq_id, str) else arq_id
+    if content is not None:
+        await client.set(b"arq:job:" + name, content)
+    await client.zadd(QUEUE, {name: 1})
+
+
+@asynccontextmanager
+async def heard(bench: Bench, redis_url: str) -> AsyncIterator[tuple[Delivery, list[Message]]]:
+    """A delivery, and what its ear has claimed."""
+    async with hearing(redis_url) as ear:
+        yield Delivery(await bench.register(), ear), await ear.claim(10)
+
+
+async def carry_out_all(bench: Bench, redis_url: str) -> list[Message]:
+    async with heard(bench, redis_url) as (delivery, messages):
+        for message in messages:
+            await delivery.carry_out(message)
+    return messages
+
+
+async def parked(stage: Stage) -> list[tuple[Any, ...]]:
+    rows = await stage._connection.fetch(
+        "SELECT arq_id, queue, kind, message, reason FROM bulwark.parked ORDER BY id"
+    )
+    return [tuple(row.values()) for row in rows]
+
+
+def call(name: str, *arguments: Any, **keywords: Any) -> bytes:
+    return serialize({"t": None, "f": name, "a": arguments, "k": keywords, "et": 1_800_000_000_000})
+
+
+async def test_an_adopted_message_is_a_job_that_runs_at_once_on_the_terms_of_its_kind(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    await put(client, call("act_out", {"note": "hello"}), "their id")
+    with capture_logs() as logs:
+        await carry_out_all(bench, redis_url)
+    row = await stage.row(await stage.value("SELECT id FROM bulwark.job"))
+    defaults = bench.jobs["act_out"].defaults
+    assert (row["arq_id"], row["queue"], row["state"]) == ("their id", "default", "succeeded")
+    assert (row["max_attempts"], row["timeout_s"]) == (defaults.max_attempts, defaults.timeout_s)
+    assert await stage.notes() == ["hello"]
+    assert await client.keys("*") == []
+    assert "message.adopted" in {line["event"] for line in logs}
+
+
+async def test_a_message_that_is_delivered_twice_makes_one_job(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    """A worker that dies after its commit leaves the message in Redis."""
+    await put(client, call("act_out", {"note": "once"}))
+    (first,) = await carry_out_all(bench, redis_url)
+    await put(client, first.content)
+    (second,) = await carry_out_all(bench, redis_url)
+    assert second == first
+    assert await stage.value("SELECT count(*) FROM bulwark.job") == 1
+    assert await stage.notes() == ["once"]
+    assert await client.keys("*") == []
+
+
+async def test_a_job_that_was_adopted_and_never_run_is_rung(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    await put(client, call("act_out"))
+    async with heard(bench, redis_url) as (delivery, (message,)):
+        delivery.executor.stop()
+        await delivery.carry_out(message)
+    wait_s = await stage.value(
+        "SELECT extract(epoch FROM next_ring_at - now())::float FROM bulwark.job "
+        "WHERE state = 'queued'"
+    )
+    assert 0 < wait_s <= 10
+
+
+async def test_a_payload_that_does_not_fit_is_a_job_that_failed_and_says_why(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    await put(client, call("act_out", {"nota": "bene"}))
+    await carry_out_all(bench, redis_url)
+    row = await stage.row(await stage.value("SELECT id FROM bulwark.job"))
+    assert (row["state"], row["reason"]) == ("failed", "rejected")
+    assert "nota" in row["error"]
+    assert await parked(stage) == []
+
+
+class Exploit:
+    """Unpickling this runs a function of the sender's choice."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("a pickle was loaded",)
+
+
+DEEP = b'\x01{"f":"act_out","a":[],"et":1,"t":null,"k":' + b'{"note":' * 50_000
+PICKLE = pickle.dumps({"f": "act_out", "a": (Exploit(),), "k": {}, "t": None, "et": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "kind"),
+    [
+        (None, "gone", None),
+        (PICKLE, "pickle", None),
+        (b"\x01" + PICKLE, "unreadable", None),
+        (json.dumps({"f": "act_out", "a": [], "k": {}, "et": 1}).encode(), "unreadable", None),
+        (b"", "unreadable", None),
+        (b"\x01[]", "unreadable", None),
+        (b"\x01{}", "unreadable", None),
+        (serialize({"f": "act_out", "a": [], "k": {}, "et": "today"}), "unreadable", "act_out"),
+        (DEEP, "unreadable", None),
+        (call("fly_to_the_moon", {"by": "noon"}), "unknown_job", "fly_to_the_moon"),
+        (
+            call("a NUL \0 and half a pair \ud800"),
+            "unknown_job",
+            "a NUL \\x00 and half a pair \\ud800",
+        ),
+        (call("act_out", {"note": "a"}, {"note": "b"}), "bad_arguments", "act_out"),
+        (call("act_out", "hello"), "bad_arguments", "act_out"),
+        (call("act_out", {"note": "a"}, note="b"), "bad_arguments", "act_out"),
+        (call("act_out", {"note": "x" * 1024 * 1024}), "too_large", "act_out"),
+        (call("act_out", {"note": "a NUL \0"}), "unstorable", "act_out"),
+        (call("act_out", {"note": "half a pair \ud800"}), "unstorable", "act_out"),
+        (call("act_out", {"seconds": float("nan")}), "unstorable", "act_out"),
+    ],
+)
+async def test_a_message_of_which_no_job_can_be_made_is_parked_as_it_came_and_told_once(
+    bench: Bench,
+    stage: Stage,
+    client: ArqRedis,
+    redis_url: str,
+    content: bytes | None,
+    reason: str,
+    kind: str | None,
+) -> None:
+    with capture_logs() as logs:
+        for _ in range(2):
+            await put(client, content)
+            await carry_out_all(bench, redis_url)
+    assert await parked(stage) == [("theirs", "default", kind, content, reason)]
+    assert await client.keys("*") == []
+    assert await stage.value("SELECT count(*) FROM bulwark.job") == 0
+    told = [line for line in logs if line["event"] == "message.parked"]
+    assert [(line["reason"], line["kind"]) for line in told] == [(reason, kind)]
+
+
+@pytest.mark.parametrize("arq_id", [b"\xff\x00", b"x" * 5000, b" "])
+async def test_a_strange_id_keeps_no_message_from_being_adopted_or_parked(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str, arq_id: bytes
+) -> None:
+    await put(client, call("act_out"), arq_id)
+    await carry_out_all(bench, redis_url)
+    await put(client, PICKLE, arq_id)
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["done"]
+    assert len(await parked(stage)) == 1
+    assert await client.keys("*") == []
+
+
+async def test_a_message_stays_in_redis_while_postgresql_is_away(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str, sessions: Sessions
+) -> None:
+    await put(client, call("act_out"))
+    await stage.value("ALTER TABLE bulwark.job RENAME TO job_elsewhere")
+    with capture_logs() as logs:
+        (message,) = await carry_out_all(bench, redis_url)
+    assert [line["event"] for line in logs] == ["message.not_adopted"]
+    assert await client.get("arq:job:theirs") == message.content
+    await stage.value("ALTER TABLE bulwark.job_elsewhere RENAME TO job")
+    await client.delete("arq:in-progress:theirs")
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["done"]
+
+
+async def test_a_ring_of_a_job_that_this_worker_does_not_know_is_told_and_the_job_waits(
+    bench: Bench, stage: Stage, sessions: Sessions, client: ArqRedis, redis_url: str
+) -> None:
+    accepted = await Producer(sessions, bench.jobs, Bell(client)).enqueue(ActOut())
+    bench.jobs = discover_jobs()
+    with capture_logs() as logs:
+        await carry_out_all(bench, redis_url)
+    assert [(line["event"], line["kind"]) for line in logs] == [("job.unknown", "act_out")]
+    assert await stage.ended_as(accepted.job_id) == ("queued", None, 0)

@@ -1,0 +1,180 @@
+"""What a worker hears: what is due, from all its queues, once, and without asking all the time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from arq.connections import ArqRedis
+from arq.utils import timestamp_ms
+from redis.exceptions import WatchError
+
+from db.ledger.job import Ring
+from jobs._bell import Bell, arq_id, queue_key, wake_key
+from tests.arq_side import hearing, plain_client
+from tests.workers import until
+from worker.ear import LEASE_MS, Ear
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
+    async with plain_client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def ear(redis_url: str) -> AsyncIterator[Ear]:
+    async with hearing(redis_url) as ear:
+        yield ear
+
+
+@pytest.fixture
+async def other(redis_url: str) -> AsyncIterator[Ear]:
+    async with hearing(redis_url) as ear:
+        yield ear
+
+
+def rings(number: int, queue: str = "default", priority: int = 0) -> list[Ring]:
+    return [Ring(uuid4(), 1, "act_out", queue, priority) for _ in range(number)]
+
+
+def ids(of: list[Ring]) -> set[bytes]:
+    return {arq_id(ring.job_id, ring.number).encode() for ring in of}
+
+
+async def wake_ups(client: ArqRedis) -> int:
+    return len(await client.lrange(wake_key("default"), 0, -1))  # type: ignore[misc]
+
+
+async def keys(client: ArqRedis) -> set[bytes]:
+    return {key async for key in client.scan_iter()}
+
+
+async def test_a_ring_that_was_heard_leaves_nothing_in_redis(client: ArqRedis, ear: Ear) -> None:
+    rung = rings(3)
+    await Bell(client).ring(rung)
+    heard = await ear.claim(10)
+    assert {one.arq_id for one in heard} == ids(rung)
+    assert all(one.is_ring and one.queue == "default" for one in heard)
+    assert await keys(client) == set()
+
+
+async def test_no_more_is_taken_than_there_are_free_slots(
+    client: ArqRedis, ear: Ear, other: Ear
+) -> None:
+    rung = rings(5)
+    await Bell(client).ring(rung)
+    first, second = await ear.claim(3), await other.claim(10)
+    assert (len(first), len(second)) == (3, 2)
+    assert {one.arq_id for one in first + second} == ids(rung)
+
+
+async def test_a_higher_priority_is_heard_first(client: ArqRedis, ear: Ear) -> None:
+    low, high = rings(1, priority=-1), rings(1, priority=3)
+    await Bell(client).ring(low + high)
+    assert {one.arq_id for one in await ear.claim(1)} == ids(high)
+
+
+async def test_a_full_queue_does_not_drown_the_other(client: ArqRedis, ear: Ear) -> None:
+    await Bell(client).ring(rings(50) + rings(2, "bulk"))
+    heard = await ear.claim(4)
+    assert sorted(one.queue for one in heard) == ["bulk", "bulk", "default", "default"]
+
+
+async def test_with_one_free_slot_the_queues_take_turns(client: ArqRedis, ear: Ear) -> None:
+    await Bell(client).ring(rings(50) + rings(2, "bulk"))
+    heard = [one.queue for _ in range(4) for one in await ear.claim(1)]
+    assert sorted(heard) == ["bulk", "bulk", "default", "default"]
+
+
+async def test_what_is_not_due_yet_is_not_heard(client: ArqRedis, ear: Ear) -> None:
+    await client.enqueue_job("act_out", {}, _defer_by=3600)
+    assert await ear.claim(10) == []
+
+
+async def test_what_many_others_have_in_progress_stands_in_nobodys_way(
+    client: ArqRedis, ear: Ear
+) -> None:
+    for number in range(350):
+        await client.zadd(queue_key("default"), {f"busy {number}": 1 + number})
+        await client.set(f"arq:in-progress:busy {number}", b"1")
+    await client.enqueue_job("act_out", {}, _job_id="free")
+    assert [one.arq_id for one in await ear.claim(10)] == [b"free"]
+
+
+async def test_a_message_of_a_plain_client_stays_and_is_leased_to_whoever_heard_it(
+    client: ArqRedis, ear: Ear, other: Ear
+) -> None:
+    await client.enqueue_job("act_out", {"note": "hello"}, _job_id="mine")
+    (heard,) = await ear.claim(10)
+    assert (heard.arq_id, heard.is_ring) == (b"mine", False)
+    assert heard.content == await client.get("arq:job:mine")
+    assert await other.claim(10) == []
+    assert await client.zscore(queue_key("default"), "mine") is not None
+    assert 0 < await client.pttl("arq:in-progress:mine") <= LEASE_MS
+    await client.delete("arq:in-progress:mine")
+    assert await other.claim(10) == [heard]
+    await other.remove(heard)
+    assert await keys(client) == set()
+
+
+@pytest.mark.parametrize("note", [{"note": "x"}, {}])
+async def test_a_plain_message_under_an_id_like_ours_is_not_taken_for_a_ring(
+    client: ArqRedis, ear: Ear, note: dict[str, str]
+) -> None:
+    await client.enqueue_job("act_out", note, _job_id=f"{uuid4()}:1")
+    (heard,) = await ear.claim(10)
+    assert not heard.is_ring
+    assert await client.zcard(queue_key("default")) == 1
+
+
+async def test_a_bell_wakes_who_waits_at_once(client: ArqRedis, redis_url: str) -> None:
+    async def somebody_waits() -> bool:
+        clients = await client.info("clients")
+        return bool(clients["blocked_clients"])
+
+    async with hearing(redis_url, poll_interval_s=9.0) as ear, asyncio.timeout(5.0):
+        waiting = asyncio.create_task(ear.wait())
+        await until(somebody_waits, "the ear waits")
+        await Bell(client).ring(rings(1, "bulk"))
+        await waiting
+
+
+async def test_without_a_bell_the_wait_ends_when_it_is_time_to_look(ear: Ear) -> None:
+    async with asyncio.timeout(5.0):
+        await ear.wait()
+
+
+async def test_who_leaves_something_behind_wakes_the_next_and_the_last_leaves_quiet(
+    client: ArqRedis, ear: Ear
+) -> None:
+    await Bell(client).ring(rings(3))
+    assert await wake_ups(client) == 1
+    await client.delete(wake_key("default"))
+    await ear.claim(2)
+    assert await wake_ups(client) == 1
+    await ear.claim(2)
+    assert await client.exists(wake_key("default")) == 0
+
+
+async def test_wake_ups_do_not_pile_up(client: ArqRedis) -> None:
+    for _ in range(20):
+        await Bell(client).ring(rings(1))
+    assert await wake_ups(client) == 1
+    assert await client.pttl(wake_key("default")) > 0
+
+
+async def test_a_stock_worker_that_is_about_to_take_a_ring_notices_that_it_was_heard(
+    client: ArqRedis, ear: Ear
+) -> None:
+    """arq watches the in-progress key of what it takes."""
+    rung = rings(1)
+    await Bell(client).ring(rung)
+    (name,) = ids(rung)
+    async with client.pipeline(transaction=True) as pipe:
+        await pipe.watch(b"arq:in-progress:" + name)
+        await ear.claim(1)
+        pipe.multi()  # type: ignore[no-untyped-call]
+        pipe.set("stock worker took it", timestamp_ms())
+        with pytest.raises(WatchError):
+            await pipe.execute()

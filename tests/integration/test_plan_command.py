@@ -1,0 +1,343 @@
+"""`bulwark import --plan`: what it guesses, that its command works, and that it writes nothing."""
+
+import asyncio
+import gzip
+import json
+import shlex
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tests.command_line import Cli, logging_left_as_it_was, make_cli, sentence
+from tests.workers import ROOT
+
+FOOTBALL = ROOT.parent / "shared" / "data" / "football-transfers.csv.gz"
+HEROES = (
+    "Hero Name,E-Mail,age,Team,shoe size\n"
+    "Ann,ann@x.org,30,Red,41\n"
+    "Bob,,-1,Red,42\n"
+    "Cid,cid@x.org,20,Nowhere,43\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    with logging_left_as_it_was():
+        yield
+
+
+@pytest.fixture
+def cli(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.chdir(tmp_path)
+    return make_cli(database_url, None)
+
+
+def query(database_url: str, sql: str) -> list[Any]:
+    async def fetch() -> list[Any]:
+        connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+        try:
+            return [tuple(row) for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+def plan(cli: Cli, *words: str) -> dict[str, Any]:
+    result = cli("import", "--plan", *words, "--json")
+    assert result.exit_code == 0, result.output
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def targets(document: dict[str, Any]) -> dict[str, str | None]:
+    return {one["column"]: one["target"] for one in document["columns"]}
+
+
+def test_model_columns_and_command_are_guessed_from_the_header(cli: Cli, database_url: str) -> None:
+    query(database_url, "INSERT INTO team (name) VALUES ('Red')")
+    Path("heroes 1.csv").write_text(HEROES)
+
+    document = plan(cli, "heroes 1.csv")
+
+    assert document["model"] == "hero"
+    assert targets(document) == {
+        "Hero Name": "name",
+        "E-Mail": "email",
+        "age": "age",
+        "Team": "team.name",
+        "shoe size": None,
+    }
+    assert shlex.split(document["command"]) == document["words"]
+    assert document["words"][:4] == ["bulwark", "import", "hero", "heroes 1.csv"]
+
+
+def test_the_first_rejects_are_those_that_the_job_will_have(cli: Cli, database_url: str) -> None:
+    query(database_url, "INSERT INTO team (name) VALUES ('Red')")
+    Path("heroes.csv").write_text(HEROES)
+
+    document = plan(cli, "heroes.csv")
+
+    assert [(one["line"], one["column"], one["code"]) for one in document["rejects"]] == [
+        (3, "age", "invalid"),
+        (4, "Team", "missing_reference"),
+    ]
+    assert document["sample"] == {"rows": 3, "valid": 1, "not_selected": 0, "rejected": 2}
+
+
+def test_for_rows_of_other_tables_that_are_missing_the_command_that_brings_them_is_named(
+    cli: Cli, database_url: str
+) -> None:
+    Path("heroes.csv").write_text("name,club\nAnn,Red\nBob,Blue\n")
+
+    (hint, *_) = plan(cli, "heroes.csv", "--map", "club=team.name")["hints"]
+
+    sentence, _, command = hint.partition(": import them first, as with ")
+    assert sentence == "rows name 2 team rows that are not there"
+    assert cli(*shlex.split(command)[1:]).exit_code == 0
+    assert "--ignore name" in command
+    ((table,),) = query(database_url, "SELECT payload ->> 'table' FROM bulwark.job")
+    assert table == "team"
+
+
+def test_a_plan_writes_nothing_and_its_command_enqueues_the_import(
+    cli: Cli, database_url: str
+) -> None:
+    Path("heroes.csv").write_text(HEROES)
+    document = plan(cli, "heroes.csv")
+
+    assert query(database_url, "SELECT * FROM bulwark.job") == []
+    done = cli(*document["words"][1:])
+    assert done.exit_code == 0, done.output
+    ((payload,),) = query(database_url, "SELECT payload FROM bulwark.job")
+    assert json.loads(payload)["table"] == "hero"
+
+
+def test_for_people_the_command_is_the_last_line_and_can_be_copied(
+    cli: Cli, database_url: str
+) -> None:
+    query(database_url, "INSERT INTO team (name) VALUES ('Red')")
+    Path("it's heroes.csv").write_text(HEROES)
+
+    shown = cli("import", "--plan", "it's heroes.csv").stdout.splitlines()
+
+    assert shlex.split(shown[-1]) == plan(cli, "it's heroes.csv")["words"]
+    assert any("the field's name, spelt otherwise" in line for line in shown)
+    assert any(line.split()[:3] == ["3", "age", "invalid"] for line in shown)
+
+
+def test_options_that_were_given_are_kept_and_only_the_rest_is_guessed(
+    cli: Cli, database_url: str
+) -> None:
+    Path("x.csv").write_text("a,b,mail,kind\nAnn,3,a@b.c,in\nBob,4,,out\n")
+    given = (
+        "--map a=name --where kind=in --on-conflict skip --ignore b --priority 3 --max-rejects 9"
+    )
+
+    document = plan(cli, "Hero", "x.csv", *given.split())
+
+    words = document["words"]
+    assert words[2:4] == ["hero", "x.csv"]
+    for option in ("--map", "--where", "--on-conflict", "--ignore", "--priority", "--max-rejects"):
+        assert option in words
+    assert words.count("a=name") == words.count("mail=email") == words.count("--ignore") == 1
+    assert document["sample"]["not_selected"] == 1
+    assert cli(*words[1:]).exit_code == 0
+    (row,) = query(database_url, "SELECT priority, payload ->> 'on_conflict' FROM bulwark.job")
+    assert row == (3, "skip")
+
+
+def test_a_column_whose_values_are_names_of_teams_refers_to_them_whatever_it_is_called(
+    cli: Cli, database_url: str
+) -> None:
+    query(database_url, "INSERT INTO team (name) VALUES ('Red'), ('Blue')")
+    Path("x.csv").write_text("name,age,side\nAnn,1,Red\nBob,2,Blue\n")
+
+    document = plan(cli, "x.csv")
+
+    assert targets(document)["side"] == "team.name"
+    assert document["sample"]["valid"] == 2
+
+
+def test_a_column_of_the_fields_name_whose_values_do_not_fit_is_left_out(cli: Cli) -> None:
+    Path("x.csv").write_text("name,age,email\nAnn,young,a@b.c\nBob,old,b@c.d\n")
+
+    document = plan(cli, "x.csv")
+
+    (age,) = [one for one in document["columns"] if one["column"] == "age"]
+    assert age["target"] is None
+    assert "2 of its 2 values do not fit hero.age" in age["why"]
+    assert document["sample"]["valid"] == 2
+    assert cli(*document["words"][1:]).exit_code == 0
+
+
+def test_of_two_columns_for_one_field_none_is_taken_and_both_are_named(cli: Cli) -> None:
+    Path("x.csv").write_text("name,age,E-Mail,e mail\nAnn,1,a@b.c,d@e.f\n")
+
+    document = plan(cli, "x.csv")
+
+    assert targets(document)["E-Mail"] is targets(document)["e mail"] is None
+    (doubt,) = document["doubts"]
+    assert "hero.email may be given by several" in doubt
+    assert "--map E-Mail=email or --map 'e mail=email'" in doubt
+
+
+def test_two_models_that_fit_equally_well_are_both_named(cli: Cli) -> None:
+    Path("x.csv").write_text("name\nRed\n")
+
+    result = cli("import", "--plan", "x.csv")
+
+    assert result.exit_code == 2
+    assert "hero and team fit x.csv equally well" in sentence(result)
+
+
+def test_the_name_of_the_file_decides_between_two_models(cli: Cli) -> None:
+    Path("teams-2026.csv").write_text("name\nRed\n")
+
+    assert plan(cli, "teams-2026.csv")["model"] == "team"
+
+
+def test_a_model_whose_table_is_not_there_yet_is_not_thought_of(
+    cli: Cli, database_url: str
+) -> None:
+    Path("x.csv").write_text("name,age\nAnn,1\n")
+    with_others = make_cli(database_url, None, model_modules="tests.unusual_models")
+
+    assert plan(with_others, "x.csv")["model"] == "hero"
+
+
+def test_when_no_model_fits_the_nearest_are_named_with_what_they_lack(cli: Cli) -> None:
+    Path("x.csv").write_text("foo,age\nRed,1\n")
+
+    result = cli("import", "--plan", "x.csv")
+
+    assert result.exit_code == 2
+    told = sentence(result)
+    assert "no model fits x.csv: hero lacks name" in told
+    assert "membership lacks hero_id, team_id and role" in told
+
+
+def test_a_model_that_was_named_and_lacks_a_field_is_told_as_an_import_tells_it(cli: Cli) -> None:
+    Path("x.csv").write_text("foo,age\nRed,1\n")
+
+    result = cli("import", "hero", "x.csv", "--plan")
+
+    assert result.exit_code == 2
+    assert "hero.name must be given" in sentence(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding", "words"),
+    [
+        ("x.csv", "name;age\nJosé;1\nAnn;2\n", "utf-8", "--delimiter ;"),
+        ("x.csv", "name;age\nJosé;1\nAnn;2\n", "cp1252", "--encoding cp1252 --delimiter ;"),
+        ("x.txt", "name\tage\nJosé\t1\nAnn\t2\n", "utf-16", r"--encoding utf-16 --delimiter \t"),
+        ("x.tsv", "name\tage\nJosé\t1\nAnn\t2\n", "utf-8", ""),
+        ("x.ndjson", '{"name": "José", "age": 1}\n{"name": "Ann"}\n', "utf-8", ""),
+        ("x.json", '{"name": "José", "age": 1}\n{"name": "Ann"}\n', "utf-8", "--format ndjson"),
+    ],
+)
+def test_how_a_file_is_written_is_guessed_and_said_in_the_command(
+    cli: Cli, database_url: str, name: str, text: str, encoding: str, words: str
+) -> None:
+    Path(name).write_bytes(text.encode(encoding))
+
+    document = plan(cli, name)
+
+    assert document["words"] == ["bulwark", "import", "hero", name, *words.split()]
+    assert targets(document) == {"name": "name", "age": "age"}
+    assert document["sample"]["valid"] == 2
+    assert cli(*document["words"][1:]).exit_code == 0
+
+
+def test_a_parquet_file_says_itself_what_it_is(cli: Cli) -> None:
+    rows = pyarrow.table({"name": ["Ann", "Bob"], "age": [1, -1], "born": [date(2000, 1, 1)] * 2})
+    parquet.write_table(rows, "x")
+
+    document = plan(cli, "x")
+
+    assert document["form"]["format"] == "parquet"
+    assert [one["kind"] for one in document["columns"]] == ["text", "int", "date"]
+    assert [one["column"] for one in document["rejects"]] == ["age"]
+
+
+def test_a_plan_without_a_database_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text(HEROES)
+
+    result = make_cli(None, None)("import", "--plan", "x.csv")
+
+    assert result.exit_code == 4
+    assert "Set BULWARK_DATABASE_URL" in sentence(result)
+
+
+def test_a_plan_reads_only_the_beginning_of_a_file(cli: Cli) -> None:
+    rows = "".join(f"Hero {number},1\n" for number in range(50_000)).encode()
+    whole = gzip.compress(b"name,age\n" + rows)
+    Path("x.csv.gz").write_bytes(whole[: len(whole) // 2])  # the damage is not reached
+
+    document = plan(cli, "x.csv.gz")
+
+    assert document["form"]["compression"] == "gzip"
+    assert document["sample"]["rows"] == document["sample"]["valid"] == 1000
+
+
+def test_a_sensitive_value_is_not_shown(cli: Cli) -> None:
+    secret = "hush" * 60
+    Path("x.csv").write_text(f"name,secret_name,age\nAnn,{secret},1\nBob,x,2\n")
+
+    shown = cli("import", "--plan", "x.csv")
+
+    assert "secret_name: is not valid" in shown.stdout
+    assert "hush" not in shown.output
+
+
+@pytest.mark.skipif(not FOOTBALL.exists(), reason="the real input is not here")
+def test_the_transfer_records_are_planned_as_heroes(cli: Cli, database_url: str) -> None:
+    document = plan(cli, str(FOOTBALL))
+
+    assert document["model"] == "hero"
+    assert {name: to for name, to in targets(document).items() if to} == {
+        "name": "name",
+        "age": "age",
+    }
+    assert document["sample"] == {"rows": 1000, "valid": 1000, "not_selected": 0, "rejected": 0}
+    assert any("--where movement=in" in hint for hint in document["hints"])
+    assert cli(*document["words"][1:]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("hreo", "--watch", "in"), "did you mean hero?"),
+        (("team", "--watch", "nowhere"), "There is no folder nowhere to watch"),
+        (("team", "x.csv", "--watch", "in"), "leave x.csv out"),
+        (("--watch", "in"), "Missing argument 'MODEL'"),
+        (("--plan",), "Missing argument"),
+        (("team", "--watch", "in", "--in-place"), "--in-place cannot go with it"),
+        (("team", "--watch", "in", "--idempotency-key", "k"), "leave --idempotency-key out"),
+        (("team", "--watch", "in", "--follow"), "leave one out"),
+        (("team", "--watch", "in", "--plan"), "leave one out"),
+        (("team", "--watch", "in", "--run-at", "2030-01-01T00:00:00"), "has no time zone"),
+        (("team", "--watch", "in", "--chunk-rows", "1000000"), "--chunk-rows"),
+        (("team", "x.csv", "--once"), "--once is about --watch"),
+    ],
+)
+def test_a_plan_or_a_watch_that_makes_no_sense_is_refused_at_once(
+    cli: Cli, words: tuple[str, ...], told: str
+) -> None:
+    Path("in").mkdir()
+
+    result = cli("import", *words)
+
+    assert result.exit_code == 2
+    assert told in sentence(result)
+    assert list(Path("in").iterdir()) == []

@@ -1,0 +1,366 @@
+"""Planning an import: what a file is for is guessed, tried on its first rows, and shown."""
+
+import asyncio
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.catalog import TableFacts, qualified, read_facts
+from db.refusal import Refusal
+from db.registry import Model, Registry, discover_models
+from jobs import _guess as guess
+from jobs._guess import Column, Fit, Found, Known, Relation
+from jobs._mapping import OWN_PREFIX, Plan, Reference, Request, make_plan, natural_key
+from jobs._parents import Parent, Parents
+from jobs._preparation import Known as Ids
+from jobs._preparation import Preparer
+from worker.connection import Sessions
+from worker.import_command import Import
+from worker.import_file import STDIN
+from worker.import_sample import Sample, read_sample
+from worker.settings import Settings
+
+MOST_IGNORED_BY_NAME = 3
+"""More columns than so many are left out by --ignore-unknown."""
+FEW_VALUES = range(2, 6)
+"""A column with so many different values may be one to select rows by."""
+
+
+@dataclass(frozen=True)
+class PlannedColumn:
+    """One column of the input: what it holds, and where it goes or why it goes nowhere."""
+
+    column: str
+    kind: str
+    empty: int
+    target: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row of the sample that would be rejected."""
+
+    line: int
+    column: str | None
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """An import that could be done, and what became of the sample when it was tried on it."""
+
+    file: str
+    form: Mapping[str, Any]
+    model: str
+    because: str
+    columns: Sequence[PlannedColumn]
+    doubts: Sequence[str]
+    hints: Sequence[str]
+    words: Sequence[str]
+    rows: int
+    valid: int
+    not_selected: int
+    rejects: Sequence[Reject]
+
+    @property
+    def command(self) -> str:
+        """The words as a shell reads them."""
+        return shlex.join(self.words)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that `--json` promises."""
+        return {
+            "file": self.file,
+            "form": dict(self.form),
+            "model": self.model,
+            "because": self.because,
+            "columns": [vars(one) for one in self.columns],
+            "doubts": list(self.doubts),
+            "hints": list(self.hints),
+            "command": self.command,
+            "words": list(self.words),
+            "sample": {
+                "rows": self.rows,
+                "valid": self.valid,
+                "not_selected": self.not_selected,
+                "rejected": len(self.rejects),
+            },
+            "rejects": [vars(one) for one in self.rejects],
+        }
+
+
+async def plan_import(
+    settings: Settings, sessions: Sessions, asked: Import, file: str, options: Sequence[str]
+) -> ImportPlan:
+    """Fill in what the request leaves open, and try it on the first rows; writes nothing.
+
+    `file` and `options` are what was typed, which stays in the command. Raises InputError
+    when no model fits, or several do equally well.
+    """
+    sample = await asyncio.to_thread(read_sample, asked, settings.import_folders)
+    columns = guess.columns_of(sample.columns, sample.part)
+    models = discover_models(settings.model_modules)
+    async with sessions() as session:
+        planner = _Planner(session, models, asked, file, sample, columns)
+        return await planner.plan(options)
+
+
+class _Planner:
+    """One plan in the making, on one reading transaction."""
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        models: Registry,
+        asked: Import,
+        file: str,
+        sample: Sample,
+        columns: Sequence[Column],
+    ) -> None:
+        self._session = session
+        self._models = models
+        self._asked = asked
+        self._file = file if not file.startswith("-") or file == STDIN else f"./{file}"
+        self._sample = sample
+        self._columns = columns
+        self._known: Known = {}
+        self._unknown: Mapping[Reference, int] = {}
+
+    async def plan(self, options: Sequence[str]) -> ImportPlan:
+        models = [one for one in self._models.values() if await self._has_table(one)]
+        self._known = {one.name: await read_facts(self._session, one.table) for one in models}
+        fit = await self._fit()
+        request = self._request(fit)
+        facts = self._known[fit.model.name]
+        names = self._sample.columns
+        plan = make_plan(request, names, fit.model.name, fit.model.create, facts)
+        rejects, filtered = await self._try(fit.model, plan, facts)
+        rows = len(self._sample.part.rows)
+        return ImportPlan(
+            file=self._file,
+            form=self._sample.form,
+            model=fit.model.name,
+            because=self._because(fit),
+            columns=[self._planned(column, fit, request) for column in self._columns],
+            doubts=[*self._sample.doubts, *fit.doubts],
+            hints=[*self._hints(fit, plan, facts)],
+            words=self._words(fit.model.name, request, options),
+            rows=rows,
+            valid=rows - filtered - len(rejects),
+            not_selected=filtered,
+            rejects=rejects,
+        )
+
+    async def _has_table(self, model: Model) -> bool:
+        """Whether its migration has been applied; one that was named is known to be meant."""
+        table = sa.func.to_regclass(qualified(model.table))
+        named = self._asked.model and self._models.get(self._asked.model) is model
+        return bool(named or await self._session.scalar(sa.select(table.is_not(None))))
+
+    # What it is for
+
+    async def _fit(self) -> Fit:
+        """The model that fits best; values are looked up once it is known in which tables."""
+        if self._asked.model:
+            chosen = self._fit_to(self._models.get(self._asked.model), {})
+        else:
+            fits = [self._fit_to(self._models.get(name), {}) for name in self._known]
+            chosen = guess.best(fits, self._file)
+        return self._fit_to(chosen.model, await self._find(chosen))
+
+    def _fit_to(self, model: Model, found: Found) -> Fit:
+        name, given = self._asked.file.name, self._asked.columns
+        return guess.fit(model, self._columns, self._relations(model), given, name, found)
+
+    def _relations(self, model: Model) -> list[Relation]:
+        return guess.relations_of(model, self._known[model.name], self._models, self._known)
+
+    async def _find(self, fit: Fit) -> Found:
+        """Which columns that nobody knows by name hold the natural keys of other tables' rows."""
+        found: dict[str, set[str]] = {}
+        for column in self._columns:
+            texts = {one for one in column.values if isinstance(one, str) and "\0" not in one}
+            if not texts or column.name in fit.taken or column.kind in ("int", "float", "bool"):
+                continue
+            for relation in self._relations(fit.model):
+                for name in relation.names:
+                    one = Reference(column.name, 0, "", relation.table, name, name)
+                    there = await self._ids(self._known[fit.model.name], {one: texts})
+                    if len(there[""]) >= guess.LEAST_KNOWN * len(texts):
+                        found.setdefault(column.name, set()).add(relation.target(name))
+        return found
+
+    async def _ids(self, child: TableFacts, wanted: Mapping[Reference, set[str]]) -> Ids:
+        """The rows that natural keys name, as the job will find them."""
+        parents = {}
+        for one in wanted:
+            model = self._models.get(one.table)
+            facts = self._known[model.name]
+            parents[one] = Parent(model, facts, natural_key(model.table, facts, one.key))
+        return await Parents(child, parents).ids(self._session, wanted)
+
+    def _because(self, fit: Fit) -> str:
+        if self._asked.model:
+            return "as you said"
+        named = "; the file is named so" if fit.named_by_file else ""
+        fields = [target.field for target in fit.taken.values()]
+        return f"most columns fit it ({', '.join(fields)}){named}"
+
+    # What is to be done
+
+    def _request(self, fit: Fit) -> Request:
+        """What was asked for, with what was guessed for the rest."""
+        given = self._asked.columns
+        guessed = {name: one.text for name, one in fit.taken.items() if name != one.text}
+        open_names = [one.name for one in self._columns if not self._is_used(one.name, fit)]
+        by_name = [name for name in open_names if name in fit.model.create.model_fields]
+        others = [name for name in open_names if name not in by_name]
+        all_unknown = given.ignore_unknown or len(others) > MOST_IGNORED_BY_NAME
+        ignored = by_name if all_unknown else open_names
+        return replace(
+            given,
+            map={**given.map, **guessed},
+            ignore=[*given.ignore, *ignored],
+            ignore_unknown=all_unknown,
+        )
+
+    def _is_used(self, name: str, fit: Fit) -> bool:
+        given = self._asked.columns
+        in_template = any("{" in right and f"{{{name}}}" in right for right in given.map.values())
+        return (
+            name in fit.taken
+            or name in given.ignore
+            or name in given.where
+            or name == given.expect_version
+            or ("{" not in given.map.get(name, "{"))
+            or (in_template and name not in fit.model.create.model_fields)
+            or name.startswith(OWN_PREFIX)
+        )
+
+    def _words(self, model: str, request: Request, options: Sequence[str]) -> list[str]:
+        """The command: what was typed, and an option for each thing that was guessed."""
+        given = self._asked.columns
+        words = ["bulwark", "import", model, self._file]
+        words += [*options, *self._sample.words]
+        for name, text in request.map.items():
+            words += [] if name in given.map else ["--map", f"{name}={text}"]
+        for name in request.ignore[len(given.ignore) :]:
+            words += ["--ignore", name]
+        if request.ignore_unknown and not given.ignore_unknown:
+            words.append("--ignore-unknown")
+        return words
+
+    def _planned(self, column: Column, fit: Fit, request: Request) -> PlannedColumn:
+        target, why = self._destination(column, fit, request)
+        return PlannedColumn(column.name, column.kind, column.empty, target, why)
+
+    def _destination(self, column: Column, fit: Fit, request: Request) -> tuple[str | None, str]:
+        given = self._asked.columns
+        name = column.name
+        if name in fit.taken:
+            return fit.taken[name].text, fit.taken[name].why
+        if name in given.map and "{" not in given.map[name]:
+            return given.map[name], "as you said"
+        made = [left for left, right in given.map.items() if f"{{{name}}}" in right]
+        if made:
+            return ", ".join(made), "as you said"
+        if name in given.where:
+            return None, "selects rows"
+        if name == given.expect_version:
+            return None, "the version that is expected, as you said"
+        if name in given.ignore:
+            return None, "left out, as you said"
+        return None, f"left out: {fit.misfits.get(name, 'no field is named so')}"
+
+    # What comes of it
+
+    async def _try(self, model: Model, plan: Plan, facts: TableFacts) -> tuple[list[Reject], int]:
+        """The rows of the sample that would be rejected, and how many are not selected."""
+        part = self._sample.part
+        on_missing = self._asked.options.get("on_missing", "reject")
+        preparer = Preparer(model, plan, facts, on_missing)
+        known = await self._ids(facts, preparer.wanted_keys(part))
+        prepared = await asyncio.to_thread(preparer.prepare, part, known)
+        self._unknown = {one: len(keys) for one, keys in prepared.unknown.items()}
+        refused = [
+            (at, why)
+            for at, why in sorted(prepared.refused.items())
+            if why.code != "missing_reference" or on_missing != "create"
+        ]
+        return [_reject(part.lines[at], why) for at, why in refused], prepared.filtered
+
+    def _hints(self, fit: Fit, plan: Plan, facts: TableFacts) -> Iterator[str]:
+        """What a person may want to know or add."""
+        given = set(plan.given)
+        for reference, count in self._unknown.items():
+            named = f"rows name {count:,} {reference.table} rows that are not there"
+            yield f"{named}{self._how(reference)}"
+        for relation in self._relations(fit.model):
+            if relation.field not in given and relation.names:
+                target = relation.target(relation.names[0])
+                yield (
+                    f"{fit.model.name}.{relation.field} is left empty: if a column names the "
+                    f"{relation.table}, add --map COLUMN={target}"
+                )
+        keys = _unique_keys(fit.model, facts)
+        if keys and not any(set(key) <= given for key in keys):
+            named = guess.listed([" with ".join(key) for key in keys], "or")
+            yield (
+                f"nothing gives {named}, by which rows of {fit.model.name} are told apart, so that "
+                f"the same rows can go in twice{self._made_key(fit, keys)}"
+            )
+        selecting = self._asked.columns.where
+        if few := [one for one in self._columns if not selecting and _may_select(one, fit)]:
+            values = ", ".join(
+                f"{one.name} ({guess.listed(sorted(one.values), 'or')})" for one in few[:3]
+            )
+            first = f"{few[0].name}={min(few[0].values)}"
+            yield f"few values: {values}; a part of the rows is selected by --where {first}"
+
+    def _how(self, reference: Reference) -> str:
+        """How the rows that are named and missing come to be there."""
+        if self._asked.options.get("on_missing") == "create":
+            return ": they are created"
+        fields = self._models.get(reference.table).create.model_fields
+        words = ["bulwark", "import", reference.table, self._file]
+        words += ["--map", f"{reference.column}={reference.key}"]
+        for name in self._sample.columns:
+            words += ["--ignore", name] if name in fields and name != reference.column else []
+        words += ["--ignore-unknown", "--on-conflict", "skip"]
+        return f": import them first, as with {shlex.join(words)}"
+
+    def _made_key(self, fit: Fit, keys: Sequence[tuple[str, ...]]) -> str:
+        """How a key could be made of columns, if one may be any text."""
+        texts = [one for one in self._columns if one.kind == "text" and not one.empty]
+        own = {name for name, target in fit.taken.items() if name == target.text}
+        texts.sort(key=lambda one: one.name not in own)
+        free = [key[0] for key in keys if len(key) == 1 and guess.takes(fit.model, key[0], "a|b")]
+        if not free or len(texts) < 2:
+            return ""
+        template = "|".join(f"{{{one.name}}}" for one in texts[:2])
+        return f"; a key can be made of columns, as in --map {free[0]}='{template}'"
+
+
+def _reject(line: int, why: Refusal) -> Reject:
+    return Reject(line, why.column, why.code, why.message)
+
+
+def _unique_keys(model: Model, facts: TableFacts) -> list[tuple[str, ...]]:
+    """The unique keys that an input can give."""
+    keys = [tuple(key.strip('"') for key in one.keys) for one in facts.unique_indexes]
+    return [key for key in keys if set(key) <= set(model.create.model_fields)]
+
+
+def _may_select(column: Column, fit: Fit) -> bool:
+    return (
+        len(column.values) in FEW_VALUES
+        and all(isinstance(value, str) for value in column.values)
+        and not column.empty
+        and column.name not in {*fit.taken, *fit.misfits}
+    )

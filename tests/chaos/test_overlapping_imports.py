@@ -158,23 +158,25 @@ async def _waiting(connection: asyncpg.Connection, number: int) -> bool:
     return bool(await connection.fetchval(WAITING) >= number)
 
 
+DISTURBANCES = (
+    "UPDATE hero SET name = 'other:' || external_id WHERE external_id = $1 AND deleted_at IS NULL",
+    "UPDATE hero SET deleted_at = now() WHERE external_id = $1 AND deleted_at IS NULL",
+    "DELETE FROM hero WHERE id = (SELECT min(id) FROM hero WHERE external_id = $1)",
+)
+
+
 async def disturb(url: str, stop: asyncio.Event) -> int:
-    """Update, soft-delete and remove rows all the while; how often all of it was done."""
+    """Update, soft-delete and remove all the while; how often. One row at a time can't deadlock."""
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    rounds = 0
+    done = 0
     try:
         while not stop.is_set():
-            for key in KEYS[rounds % 7 :: 7]:
-                await connection.execute(
-                    "UPDATE hero SET name = 'other:' || external_id WHERE external_id = $1", key
-                )
-            where = f"abs(hashtext(external_id)) % 5 = {rounds % 5}"
-            await connection.execute(f"UPDATE hero SET deleted_at = now() WHERE {where}")
-            await connection.execute(f"DELETE FROM hero WHERE id % 11 = {rounds % 11}")
-            rounds += 1
+            sql = DISTURBANCES[done % len(DISTURBANCES)]
+            await connection.execute(sql, KEYS[done * 7 % len(KEYS)])
+            done += 1
     finally:
         await connection.close()
-    return rounds
+    return done
 
 
 @pytest.mark.usefixtures("heroes")

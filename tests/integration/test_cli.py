@@ -393,24 +393,30 @@ def test_a_job_that_nobody_works_on_says_what_is_missing(cli: Cli, in_tmp_path: 
 async def test_the_terms_of_an_import_stand_in_its_job(
     cli: Cli, database_url: str, in_tmp_path: Path
 ) -> None:
-    (in_tmp_path / "teams.csv").write_text(TEAMS)
+    (in_tmp_path / "teams.csv").write_text("name,seen\nRed,1\n")
     terms = "--queue q --priority -9 --attempts 2 --timeout-s 60 --actor me --correlation-id it"
     at = ("--run-at", "2999-01-01T00:00:00+01:00")
-    options = "--on-conflict skip --on-invalid abort --max-rejects 3 --chunk-rows 7"
+    options = "--on-conflict update --on-invalid abort --max-rejects 3 --chunk-rows 7"
+    options += " --update name --on-deleted revive --on-missing null --expect-version seen"
 
-    await _in_thread(cli, "import", "team", "teams.csv", *terms.split(), *at, *options.split())
+    words = ("--atomic", *terms.split(), *at, *options.split())
+    await _in_thread(cli, "import", "team", "teams.csv", *words)
 
     (row,) = await fetch(
         database_url,
         "SELECT queue, priority, max_attempts, timeout_s, actor, correlation_id, run_at::text,"
         " payload ->> 'on_conflict' AS on_conflict, payload ->> 'on_invalid' AS on_invalid,"
-        " payload ->> 'max_rejects' AS max_rejects, payload ->> 'chunk_rows' AS chunk_rows"
+        " payload ->> 'max_rejects' AS max_rejects, payload ->> 'chunk_rows' AS chunk_rows,"
+        " payload ->> 'update' AS updated, payload ->> 'on_deleted' AS on_deleted,"
+        " payload ->> 'on_missing' AS on_missing, payload ->> 'expect_version' AS version,"
+        " payload ->> 'atomic' AS atomic"
         " FROM bulwark.job",
     )
     assert tuple(row) == (
         *("q", -9, 2, 60, "me", "it"),
         "2998-12-31 23:00:00+00",
-        *("skip", "abort", "3", "7"),
+        *("update", "abort", "3", "7"),
+        *('["name"]', "revive", "null", "seen", "true"),
     )
 
 

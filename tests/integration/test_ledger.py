@@ -565,7 +565,7 @@ async def record(ledger: Ledger, job_id: UUID) -> None:
     entry = Entry("insert", "hero", 2, Keys(ranges=[(1, 2)]))
     await ledger.do(lambda s: chunk.take_receipt(s, held, 1, SPAN))
     await ledger.do(lambda s: verdict.write_verdicts(s, job_id, [refused]))
-    await ledger.do(lambda s: audit.write_entry(s, held, 1, entry))
+    await ledger.do(lambda s: audit.write_entries(s, held, 1, [entry]))
 
 
 async def partitions(ledger: Ledger, job_id: UUID) -> set[str]:
@@ -664,7 +664,8 @@ async def test_an_audit_entry_names_the_transaction_that_made_the_change(ledger:
     held = await ledger.held()
 
     async def change(session: AsyncSession) -> str:
-        await audit.write_entry(session, held, 1, Entry("insert", "hero", 1, Keys(keys=[("a",)])))
+        entry = Entry("insert", "hero", 1, Keys(keys=[("a",)]))
+        await audit.write_entries(session, held, 1, [entry])
         return str(await session.scalar(sa.text("SELECT pg_current_xact_id()::text")))
 
     xid = await ledger.do(change)

@@ -415,10 +415,14 @@ def test_bytes_without_a_character_are_marked_where_they_stand(
 ) -> None:
     found = b"".join(Text.of(StoredBytes(stored, block_bytes), encoding).blocks())
     assert found.decode(errors="surrogatepass") == text
-    assert [marked_byte(one) for one in text if not one.isascii()] == [
-        ord(one) - 0xDC00 if "\udc00" <= one <= "\udcff" else None
-        for one in text
-        if not one.isascii()
+
+
+def test_a_mark_tells_the_byte_that_stood_there() -> None:
+    assert [marked_byte(one) for one in ("\udc81", "\udcff", "é", "\ud800")] == [
+        0x81,
+        0xFF,
+        None,
+        None,
     ]
 
 

@@ -34,6 +34,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def part(self, positions: Sequence[int]) -> "Batch":
+        """Some of the rows, in ascending order of their positions."""
+        numbers = {position: number for number, position in enumerate(positions)}
+        return Batch(
+            [self.records[at] for at in positions],
+            [numbers[at] for at in self.order if at in numbers],
+            None if self.lines is None else [self.lines[at] for at in positions],
+        )
+
 
 def make_batch(records: Sequence[Record], key: Callable[[Record], Any] | None = None) -> Batch:
     """Sort and write rows out; it takes its time, and belongs in a thread."""

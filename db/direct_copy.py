@@ -40,25 +40,45 @@ def key_order(facts: TableFacts, columns: Sequence[str]) -> Callable[[Sequence[A
     return None
 
 
+async def draw_keys(
+    session: AsyncSession, facts: TableFacts, columns: Sequence[str], count: int
+) -> list[int] | None:
+    """So many keys from the table's sequence, for nobody else; None where the rows bring theirs.
+
+    A sequence does not roll back: keys may be drawn in one transaction and used in another.
+    """
+    key = _integer_key(facts)
+    if key is None or key.name in columns or not count:
+        return None
+    drawn = sa.text(f"SELECT array_agg({key.default}) FROM generate_series(1, :count)")
+    keys: list[int] = await session.scalar(drawn, {"count": count})
+    return keys
+
+
 async def insert_directly(
-    session: AsyncSession, facts: TableFacts, columns: Sequence[str], batch: Batch
+    session: AsyncSession,
+    facts: TableFacts,
+    columns: Sequence[str],
+    batch: Batch,
+    drawn: Sequence[int] | None = None,
 ) -> Inserted | None:
     """Insert all rows in the session's transaction; None, with nothing done, if one is refused.
 
-    The rows get their keys in input order and go in sorted, so that two imports of the same rows
-    in different orders do not wait for each other in a circle.
+    Without keys that were drawn for them it draws some. The rows get them in input order and go in
+    sorted, so that two imports of the same rows in different orders do not wait for each other in
+    a circle.
     """
     key = _integer_key(facts)
     assert key is not None
     if not batch.records:
         return Inserted(Keys(ranges=[]))
-    given = key.name in columns
-    keys = _given(batch, columns, key) if given else await _reserve(session, key, len(batch))
+    drawn = drawn or await draw_keys(session, facts, columns, len(batch))
+    keys = drawn or _given(batch, columns, key)
     if facts.deferrable:
         await session.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
     try:
         async with savepoint(session):
-            await _copy(session, facts, columns, batch, None if given else (key.name, keys))
+            await _copy(session, facts, columns, batch, (key.name, drawn) if drawn else None)
     except RowFault:
         return None
     return Inserted(Keys(ranges=list(_ranges(sorted(keys)))), frozenset(range(len(batch))))
@@ -94,13 +114,6 @@ def _integer_key(facts: TableFacts) -> Column | None:
 def _given(batch: Batch, columns: Sequence[str], key: Column) -> list[Any]:
     at = columns.index(key.name)
     return [record[at] for record in batch.records]
-
-
-async def _reserve(session: AsyncSession, key: Column, count: int) -> list[int]:
-    """So many keys from the column's sequence, for this transaction alone."""
-    drawn = sa.text(f"SELECT array_agg({key.default}) FROM generate_series(1, :count)")
-    keys: list[int] = await session.scalar(drawn, {"count": count})
-    return keys
 
 
 def _ranges(keys: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -67,9 +67,9 @@ class Inserted:
             twice = sorted({one for one, next_one in pairwise(told) if one == next_one})
             raise Miscounted(
                 f"{len(told)} outcomes were told for {rows} rows ({len(self.inserted)} inserted, "
-                f"{len(self.skipped)} skipped, {len(self.refused)} refused): without one are "
-                f"{sorted(set(range(rows)) - set(told))[:MOST_NAMED]}, with two of them "
-                f"{twice[:MOST_NAMED]}; nothing of this chunk is kept, please report it"
+                f"{len(self.skipped)} skipped, {len(self.refused)} refused): without an outcome "
+                f"are the positions {sorted(set(range(rows)) - set(told))[:MOST_NAMED]}, with two "
+                f"of them {twice[:MOST_NAMED]}; nothing of this chunk is kept, please report it"
             )
         return self
 

@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import Batch
 from db.catalog import TableFacts, UniqueIndex, quote
+from db.direct_copy import can_copy, insert_directly
 from db.errors import Race
-from db.ledger.audit import Journal
+from db.ledger.audit import Journal, Keys
 from db.refusal import Refusal, RowFault, savepoint
 from db.staging import HELD, ROW_NO, STAGE, Inserted, OnConflict, Stage, orphaned
 
@@ -39,6 +40,9 @@ REVIVE = "revive"
 AMBIGUOUS = "ambiguous_match"
 OUTDATED = "version_conflict"
 WAS_DELETED = "deleted_match"
+WORTH_A_COPY = 100
+"""Rows; for fewer, drawing keys and another COPY cost more than they save."""
+
 CONFLICTS = (AMBIGUOUS, OUTDATED)
 """Codes of rows that are valid, but not in agreement with what is there."""
 
@@ -119,6 +123,8 @@ class _Merge(Stage):
         self._merging = merging
         self._given = list(dict.fromkeys([terms.given, *terms.uneven.values()]))
         self._soft = "deleted_at" in {column.name for column in facts.columns}
+        self._inserted_directly: set[int] = set()
+        self._direct_ranges: list[tuple[int, int]] = []
         self._updated: set[int] = set()
         self._unchanged: set[int] = set()
         self._revived: set[int] = set()
@@ -154,6 +160,7 @@ class _Merge(Stage):
 
     async def fill(self, batch: Batch) -> None:
         """COPY the rows in, with what each gives and expects where that is not the same for all."""
+        self._batch = batch
         self._count = len(batch)
         await self.load_all(batch)
         numbers = {given: number for number, given in enumerate(self._given)}
@@ -263,7 +270,12 @@ class _Merge(Stage):
         rows = sorted(self._loaded)
         if self._facts.has_triggers or self._facts.own_parent:
             return [[row] for row in rows] or [[]]
-        groups = [group for index in self._met_by for group in await self._alike(index)]
+        groups = [
+            group
+            for index in self._met_by
+            if not self._all_different(index)
+            for group in await self._alike(index)
+        ]
         groups += await self._meeting_the_same()
         if not groups:
             return [rows]
@@ -271,6 +283,17 @@ class _Merge(Stage):
         for number, row in _in_turn(rows, groups):
             rounds[number].append(row)
         return [rounds[number] for number in sorted(rounds)]
+
+    def _all_different(self, index: UniqueIndex) -> bool:
+        """Whether a look at the values tells that no two rows are alike in a unique index."""
+        names = [name for name in index.keys if name in self._columns]
+        columns = [self._facts.column(name) for name in names]
+        if len(names) < len(index.keys) or not all(column.comparable for column in columns):
+            return False
+        places = [self._columns.index(name) for name in names]
+        keys = [tuple(record[at] for at in places) for record in self._batch.records]
+        filled = [key for key in keys if index.nulls_equal or None not in key]
+        return len(set(filled)) == len(filled)
 
     async def _alike(self, index: UniqueIndex) -> list[list[int]]:
         """Staged rows with the same values in a unique index."""
@@ -515,12 +538,27 @@ class _Merge(Stage):
         self._scope, self._scope_sql = scope, sql
 
     async def _insert_scope(self) -> None:
+        if await self._insert_many_directly():
+            return
         self._insert_order = self._sorted_by
         if not await self.insert_at_once():
             if not self._facts.has_triggers:
                 await self.classify()
             await self.insert_halving(0, self._count)
         await self.explain_leftovers()
+
+    async def _insert_many_directly(self) -> bool:
+        """Insert the rows in scope by COPY where that is worth it and nothing stands against it."""
+        rows = sorted(self._in_scope())
+        if len(rows) < WORTH_A_COPY or not can_copy(self._facts, self._columns):
+            return False
+        part = self._batch.part(rows)
+        done = await insert_directly(self._session, self._facts, self._columns, part)
+        if done is None:
+            return False
+        self._inserted_directly.update(rows)
+        self._direct_ranges += done.keys.ranges or ()
+        return True
 
     @property
     def _sorted_by(self) -> str:
@@ -538,9 +576,10 @@ class _Merge(Stage):
 
     async def merged(self) -> Merged:
         done = await self.outcome()
+        ranges = sorted([*self._direct_ranges, *(done.keys.ranges or ())])
         return Merged(
-            done.keys,
-            done.inserted,
+            Keys(ranges=ranges) if self._direct_ranges else done.keys,
+            done.inserted | self._inserted_directly,
             done.skipped,
             done.refused,
             frozenset(self._updated),

@@ -1,7 +1,7 @@
 """Inserting one input chunk by chunk, in input order, with the verdicts of its rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import bulk
 from db.catalog import TableFacts, read_facts
-from db.direct_copy import can_copy, insert_directly
+from db.direct_copy import can_copy, draw_keys, insert_directly
 from db.errors import Race
 from db.ledger import chunk
 from db.ledger.audit import Changes, Entry, Journal
@@ -130,7 +130,11 @@ class _Effect:
 
 @dataclass
 class Insertion:
-    """One input on its way into one table, from the position that is next."""
+    """One input on its way into one table, from the position that is next.
+
+    Keys that were drawn ahead hold for one `turn`: once a chunk has got keys that were drawn later,
+    those of the chunks behind it would come before them.
+    """
 
     run: ChunkedRun
     rules: Rules
@@ -143,6 +147,7 @@ class Insertion:
     position: Position
     rejected: int
     promising: bool = True
+    turn: int = 0
     outside: Context = field(default_factory=copy_context)
 
     @classmethod
@@ -224,7 +229,21 @@ class Insertion:
         if part is None:
             return None
         known = await self._look_up(part)
-        return part, await asyncio.to_thread(self.preparer.prepare, part, known), known
+        prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
+        if self._goes_directly:
+            turn, count = self.turn, len(prepared.batch)
+            prepared.keys = await self.run.read(partial(self._draw_keys, count=count))
+            prepared.turn = turn
+        return part, prepared, known
+
+    @property
+    def _goes_directly(self) -> bool:
+        """Whether the next rows are expected to go in without a look at what is there."""
+        looks = self.rules.looks_first or not self.promising
+        return not looks and can_copy(self.facts, self.preparer.columns)
+
+    async def _draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
+        return await draw_keys(session, self.facts, self.preparer.columns, count)
 
     async def _look_up(self, part: Part) -> Known:
         wanted = self.preparer.wanted_keys(part)
@@ -285,10 +304,14 @@ class Insertion:
     async def _write(self, session: AsyncSession, part: Part, prepared: Prepared) -> Inserted:
         """Insert at once what nothing stands against; where rows met others last time, staged."""
         columns, batch = self.preparer.columns, prepared.batch
-        if self.promising and not self.rules.looks_first and can_copy(self.facts, columns):
-            copied = await insert_directly(session, self.facts, columns, batch)
+        keys = prepared.keys if prepared.turn == self.turn else None
+        if keys is None:
+            self.turn += 1
+        if self._goes_directly:
+            copied = await insert_directly(session, self.facts, columns, batch, keys)
             if copied is not None:
                 return copied
+            self.turn += 1
         staged: Inserted
         if self.rules.merges:
             terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)

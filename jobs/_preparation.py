@@ -39,8 +39,8 @@ class Prepared:
     """A chunk's rows, ready to be written: `records[i]` is made of row `positions[i]`.
 
     `unknown` are the keys by which rows, refused for now, name rows that are still to be made.
-    By record, `given` are the fields of those that do not give all that the input gives, and
-    `expected` the versions that they count on.
+    By record, `keys` are those that were drawn for them in a `turn`, if so; `given` are the fields
+    of those that do not give all that the input gives, `expected` the versions they count on.
     """
 
     order_by: Callable[[Record], Any] | None = None
@@ -49,6 +49,8 @@ class Prepared:
     refused: dict[int, Refusal] = field(default_factory=dict)
     filtered: int = 0
     unknown: dict[Reference, set[str]] = field(default_factory=dict)
+    keys: Sequence[int] | None = None
+    turn: int | None = None
     given: dict[int, frozenset[str]] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
 

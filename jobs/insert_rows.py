@@ -46,7 +46,7 @@ class InsertRows(Payload):
     atomic: bool = False
     on_invalid: Literal["reject", "abort"] = "reject"
     max_rejects: Annotated[int, Field(ge=0)] | None = None
-    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = 20_000
     chunk_bytes: Annotated[int, Field(ge=1024, le=8 * 1024 * 1024)] = 4 * 1024 * 1024
 
     @model_validator(mode="after")

@@ -155,6 +155,8 @@ def note(report: JobReport) -> str:
     if report.state == State.RUNNING:
         if (report.silent_s or 0) > SILENCE_WORTH_TELLING_S:
             return f"its worker has been silent for {report.silent_s:.0f} s"
+        if report.uncommitted_rows is not None:
+            return f"running; {report.uncommitted_rows:,} rows are in, and nothing is committed yet"
         return "running"
     if report.state == State.QUEUED:
         if report.run_at > report.read_at:
@@ -245,7 +247,7 @@ def _extent(report: JobReport) -> tuple[int, int | None]:
     if report.state == State.SUCCEEDED:
         whole = report.input_bytes or 1
         return whole, whole
-    return report.tally.bytes, report.input_bytes
+    return report.uncommitted_bytes or report.tally.bytes, report.input_bytes
 
 
 def _figures(report: JobReport, rows_per_s: float) -> str:

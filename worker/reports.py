@@ -29,8 +29,9 @@ class JobReport:
     """One job at one moment, by PostgreSQL's clock.
 
     `live_workers` serve its queue; `silent_s` is how long the worker that holds it has said
-    nothing. `input_bytes` is the whole of its input, if that is known. `reached_end` says that
-    its receipts cover all of that input, as those of a job that succeeded do.
+    nothing. `uncommitted_rows` and `uncommitted_bytes` are how far an atomic job says that it is,
+    which proves nothing. `input_bytes` is the whole of its input, if that is known. `reached_end`
+    says that its receipts cover all of that input, as those of a job that succeeded do.
     """
 
     id: UUID
@@ -58,6 +59,8 @@ class JobReport:
     reached_end: bool
     live_workers: int
     silent_s: float | None
+    uncommitted_rows: int | None
+    uncommitted_bytes: int | None
     read_at: datetime
     tally: Tally
 
@@ -134,8 +137,11 @@ _REPORT = sa.text(
                AND seen_at > now() - make_interval(secs => :lost_after_s)) AS live_workers,
            CASE WHEN job.state = 'running'
                 THEN extract(epoch FROM now() - holder.seen_at)::float8 END AS silent_s,
+           ahead.rows AS uncommitted_rows, ahead.bytes AS uncommitted_bytes,
            now() AS read_at
       FROM bulwark.job AS job
+      LEFT JOIN bulwark.progress AS ahead
+             ON ahead.job_id = job.id AND ahead.claim_id = job.claim_id AND job.state = 'running'
       LEFT JOIN bulwark.worker AS holder ON holder.id = job.worker_id
       LEFT JOIN bulwark.chunk AS opening ON opening.job_id = job.id AND opening.chunk_no = :opening
       LEFT JOIN LATERAL (SELECT end_byte, counts FROM bulwark.chunk

@@ -270,35 +270,3 @@ async def test_a_sensitive_value_that_was_there_is_kept_apart(bench: Bench) -> N
             {"job": job_id},
         )
     assert hidden == {"secret_name": "Foxglove"}
-
-
-async def test_an_atomic_import_is_in_one_transaction(bench: Bench) -> None:
-    rows: Rows = [{"external_id": str(n), "name": f"Hero {n}"} for n in range(50)]
-    counts, _ = await run(bench, rows, atomic=True, chunk_rows=7)
-    assert counts == {"inserted": 50}
-    [[transactions]] = await heroes_in(bench, "SELECT count(DISTINCT xid) FROM bulwark.audit")
-    assert transactions == 1
-
-
-async def test_an_atomic_import_with_a_reject_inserts_nothing_and_says_why(bench: Bench) -> None:
-    rows: Rows = [{"external_id": str(n), "name": f"Hero {n}"} for n in range(50)]
-    rows[20]["age"] = -1
-    job_id = await bench.run(InsertRows(table="hero", rows=rows, atomic=True, chunk_rows=7))
-    done = await bench.job(job_id)
-    assert (done.state, done.reason) == ("failed", "rejected")
-    assert await bench.counts(job_id) == {"rejected": 1, "not_reached": 49}
-    assert [(row.row_no, row.code) for row in await bench.verdicts(job_id)] == [(21, "invalid")]
-    assert await heroes(bench, "id") == []
-    assert await bench.audit(job_id) == []
-
-
-async def test_an_atomic_import_may_be_allowed_some_rejects(bench: Bench) -> None:
-    rows: Rows = [{"external_id": str(n % 40), "name": f"Hero {n}"} for n in range(50)]
-    counts, job_id = await run(bench, rows, atomic=True, chunk_rows=7, max_rejects=10)
-    assert counts == {"inserted": 40, "rejected": 10}
-    assert {row.chunk_no for row in await bench.verdicts(job_id)} == {6, 7, 8}
-
-
-async def heroes_in(bench: Bench, sql: str) -> Sequence[sa.Row[*tuple[Any, ...]]]:
-    async with bench.sessions() as session:
-        return (await session.execute(sa.text(sql))).all()

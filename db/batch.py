@@ -53,11 +53,17 @@ def make_batch(records: Sequence[Record], key: Callable[[Record], Any] | None = 
 
 
 def _sorted(keys: list[Any]) -> list[int]:
-    """Positions by key, or by how it is written where keys cannot be compared, as a null."""
+    """Positions by key, or by how it is written where keys cannot be compared."""
     try:
         return sorted(range(len(keys)), key=keys.__getitem__)
     except TypeError:
-        return sorted(range(len(keys)), key=list(map(repr, keys)).__getitem__)
+        return sorted(range(len(keys)), key=list(map(_comparable, keys)).__getitem__)
+
+
+def _comparable(key: Any) -> list[tuple[bool, str]]:
+    """Nulls last, as PostgreSQL has them."""
+    values = key if isinstance(key, tuple) else (key,)
+    return [(value is None, "" if value is None else str(value)) for value in values]
 
 
 def _lines(records: Sequence[Record]) -> list[str] | None:

@@ -29,6 +29,7 @@ async def insert_rows(
     stage = Stage(session, facts, tuple(columns), on_conflict)
     await stage.create()
     await stage.load_all(batch)
+    stage.sort_if_independent()
     if facts.own_parent:
         await stage.insert_one_by_one()
     elif not await stage.insert_at_once():

@@ -1,6 +1,6 @@
 """What PostgreSQL itself knows about a table: columns, defaults, and every constraint on a row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ class Column:
     not_null: bool
     integer: bool
     sequence: bool
+    collated: bool
     comparable: bool
 
 
@@ -73,8 +74,9 @@ class TableFacts:
     ON CONFLICT can be used, which no unique or exclusion constraint of that kind allows;
     `own_parent`, that a row may reference another row of the same table; `has_triggers`, that row
     triggers of users, on the table or a partition, may fill or change columns, the key included,
-    before they are checked, and may leave rows out; `on_update`, what the model writes into columns
-    with every update of a row, as SQL over unqualified column names.
+    before they are checked, and may leave rows out; `changes_on_update`, that such triggers may
+    change other columns than those that an UPDATE sets; `on_update`, what the model writes into
+    columns with every update of a row, as SQL over unqualified column names.
     """
 
     name: str
@@ -90,11 +92,23 @@ class TableFacts:
     arbitrable: bool
     own_parent: bool
     has_triggers: bool
+    changes_on_update: bool
     partitioned: bool
     on_update: Mapping[str, str]
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+    def shared_order(self, columns: Sequence[str]) -> list[str]:
+        """The columns of the unique indexes that rows with these columns fill.
+
+        Those of the primary key alone are left out. Rows sorted by them are in an order that all
+        who write the same rows share.
+        """
+        plain = {quote(name): name for name in columns} | {name: name for name in columns}
+        keys = [[plain.get(key) for key in index.keys] for index in self.unique_indexes]
+        filled = [key for key in keys if None not in key and tuple(key) != self.primary_key]
+        return list(dict.fromkeys(name for key in filled for name in key if name is not None))
 
     @property
     def defaulted(self) -> frozenset[str]:
@@ -122,6 +136,7 @@ _COLUMNS = sa.text(
            a.attnotnull AS not_null,
            a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) AS integer,
            pg_get_serial_sequence(CAST(:table AS text), a.attname) IS NOT NULL AS sequence,
+           a.attcollation <> 0 AS collated,
            a.atttypid::regtype = ANY(CAST('{bool,int2,int4,int8,text,varchar,uuid,date,'
                                           'timestamp,timestamptz}' AS regtype[]))
            AND coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = a.attcollation),
@@ -189,6 +204,14 @@ _DEFERRABLE = sa.text(
                     WHERE indrelid = CAST(:table AS regclass) AND NOT indimmediate)
     """
 )
+_UPDATE_TRIGGERS = sa.text(
+    """
+    SELECT EXISTS (SELECT FROM pg_trigger
+                    WHERE (tgrelid = CAST(:table AS regclass) OR tgrelid IN
+                           (SELECT relid FROM pg_partition_tree(CAST(:table AS regclass))))
+                      AND NOT tgisinternal AND (tgtype & 19) = 19)
+    """
+)
 _PARTITIONED = sa.text(
     """
     SELECT relkind = 'p' OR relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)
@@ -247,6 +270,7 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
         arbitrable=not late_index,
         own_parent=any(one.own_parent for one in foreign),
         has_triggers=bool(await session.scalar(_HAS_TRIGGERS, bind)),
+        changes_on_update=bool(await session.scalar(_UPDATE_TRIGGERS, bind)),
         partitioned=bool(await session.scalar(_PARTITIONED, bind)),
         on_update=_on_update(table),
     )

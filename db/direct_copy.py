@@ -32,12 +32,9 @@ def can_copy(facts: TableFacts, columns: Sequence[str]) -> bool:
 
 
 def key_order(facts: TableFacts, columns: Sequence[str]) -> Callable[[Sequence[Any]], Any] | None:
-    """What to sort rows by: the first unique index, other than the primary key, that they fill."""
-    for index in facts.unique_indexes:
-        names = [name.strip('"') for name in index.keys]
-        if tuple(names) != facts.primary_key and all(name in columns for name in names):
-            return itemgetter(*map(columns.index, names))
-    return None
+    """What to sort rows by, so that all imports of the same rows insert them in the same order."""
+    names = facts.shared_order(columns)
+    return itemgetter(*map(columns.index, names)) if names else None
 
 
 async def draw_keys(

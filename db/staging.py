@@ -147,11 +147,47 @@ class Stage:
 
     async def load_all(self, batch: Batch) -> None:
         """COPY all rows in, at once if nothing stands against it; a value may be DEFAULT."""
+        self._batch = batch
         if batch.lines is not None and await self._load_lines(batch.lines):
             self._loaded.update(range(len(batch)))
             return
         for names, run in _runs(self._facts, self._columns, batch.records):
             await self.load(names, run)
+
+    def sort_if_independent(self) -> None:
+        """Insert in an order that all imports share, if the rows do not clash with each other.
+
+        Then they wait for each other in no circle. Rows that clash go in as they came.
+        """
+        alone = not self._facts.has_triggers and not self._facts.own_parent
+        if alone and all(map(self._all_different, self._facts.unique_indexes)):
+            self.sort()
+
+    def sort(self) -> None:
+        """Insert in an order that all imports share."""
+        order = [
+            f'{quote(name)} COLLATE "C"' if self._facts.column(name).collated else quote(name)
+            for name in self._facts.shared_order(self._columns)
+        ]
+        self._insert_order = ", ".join([*order, ROW_NO])
+
+    def _all_different(self, index: UniqueIndex) -> bool:
+        """Whether a look at the values tells that no two rows are alike in a unique index."""
+        own = (self._facts.primary_key, tuple(map(quote, self._facts.primary_key)))
+        if index.keys in own and self._keys_tell_rows:
+            return True
+        plain = {quote(one.name): one for one in self._facts.columns}
+        plain |= {one.name: one for one in self._facts.columns}
+        columns = [plain.get(key) for key in index.keys]
+        if any(column is None or not column.comparable for column in columns):
+            return False
+        left_out = [one for one in columns if one is not None and one.name not in self._columns]
+        if left_out:  # all rows have the same there: a default, or null
+            return not index.nulls_equal and any(one.default is None for one in left_out)
+        places = [self._columns.index(one.name) for one in columns if one is not None]
+        keys = [tuple(record[at] for at in places) for record in self._batch.records]
+        filled = [key for key in keys if index.nulls_equal or None not in key]
+        return len(set(filled)) == len(filled)
 
     async def _load_lines(self, lines: Sequence[str]) -> bool:
         numbered = [f"{number}\t{line}\n" for number, line in enumerate(lines)]
@@ -260,7 +296,8 @@ class Stage:
         return (
             f"WITH written AS (INSERT INTO {self._facts.name} AS t ({names}) "
             f"OVERRIDING SYSTEM VALUE SELECT {names} FROM "
-            f"(SELECT {names}, {ROW_NO} FROM {STAGE} WHERE {where} ORDER BY {ROW_NO} OFFSET 0) "
+            f"(SELECT {names}, {ROW_NO} FROM {STAGE} WHERE {where} "
+            f"ORDER BY {self._insert_order} OFFSET 0) "
             f"AS s WHERE set_config('{CURRENT_ROW}', CAST({ROW_NO} AS text), true) IS NOT NULL "
             f"{'ON CONFLICT DO NOTHING' if arbitrate else ''} "
             f"RETURNING CAST(current_setting('{CURRENT_ROW}') AS int) AS {ROW_NO}"

@@ -125,6 +125,7 @@ class _Merge(Stage):
         self._soft = "deleted_at" in {column.name for column in facts.columns}
         self._inserted_directly: set[int] = set()
         self._direct_ranges: list[tuple[int, int]] = []
+        self._clashing: dict[int, Refusal] = {}
         self._updated: set[int] = set()
         self._unchanged: set[int] = set()
         self._revived: set[int] = set()
@@ -151,16 +152,30 @@ class _Merge(Stage):
     def _picked(self, table: str) -> str:
         """What is noted of a row that is met: its place, its keys, and what may be overwritten."""
         keys = [f"{table}.{quote(name)} AS k{n}" for n, name in enumerate(self._key)]
-        old = [f"{table}.{quote(name)} AS {self._old(name)}" for name in self._overwritten()]
+        old = [f"{table}.{quote(name)} AS {self._old(name)}" for name in self._imaged]
         deleted = f"{table}.deleted_at" if self._soft else "CAST(NULL AS timestamptz)"
         return ", ".join([f"{deleted} AS deleted_at", f"{table}.ctid AS place", *keys, *old])
 
+    @property
+    def _imaged(self) -> list[str]:
+        """The columns that an update may change, but those that it always does."""
+        if not self._facts.changes_on_update:
+            return self._overwritten()
+        return [
+            column.name
+            for column in self._facts.columns
+            if column.name not in {*self._key, *self._facts.on_update, "deleted_at"}
+            or column.name in self._overwritten()
+        ]
+
     def _old(self, name: str) -> str:
-        return f"o{self._columns.index(name)}"
+        return f"o{self._number(name)}"
+
+    def _number(self, name: str) -> int:
+        return next(n for n, column in enumerate(self._facts.columns) if column.name == name)
 
     async def fill(self, batch: Batch) -> None:
         """COPY the rows in, with what each gives and expects where that is not the same for all."""
-        self._batch = batch
         self._count = len(batch)
         await self.load_all(batch)
         numbers = {given: number for number, given in enumerate(self._given)}
@@ -268,7 +283,7 @@ class _Merge(Stage):
     async def _rounds(self) -> list[list[int]]:
         """The rows in rounds: of those that may meet the same row, one in each, in input order."""
         rows = sorted(self._loaded)
-        if self._facts.has_triggers or self._facts.own_parent:
+        if not self._foreseeable:
             return [[row] for row in rows] or [[]]
         groups = [
             group
@@ -284,16 +299,32 @@ class _Merge(Stage):
             rounds[number].append(row)
         return [rounds[number] for number in sorted(rounds)]
 
-    def _all_different(self, index: UniqueIndex) -> bool:
-        """Whether a look at the values tells that no two rows are alike in a unique index."""
-        names = [name for name in index.keys if name in self._columns]
-        columns = [self._facts.column(name) for name in names]
-        if len(names) < len(index.keys) or not all(column.comparable for column in columns):
+    @property
+    def _foreseeable(self) -> bool:
+        """Whether the keys that a row will have can be told from its staged values.
+
+        Not where triggers have a say, where a row may need one that stands before it, and where an
+        update makes a key of staged values and of what is there.
+        """
+        if self._facts.has_triggers or self._facts.changes_on_update or self._facts.own_parent:
             return False
-        places = [self._columns.index(name) for name in names]
-        keys = [tuple(record[at] for at in places) for record in self._batch.records]
-        filled = [key for key in keys if index.nulls_equal or None not in key]
-        return len(set(filled)) == len(filled)
+        return all(self._is_own(index) for index in self._facts.unique_indexes)
+
+    def _is_own(self, index: UniqueIndex) -> bool:
+        """Whether an updated row has in this index what it had, or nothing but its own values."""
+        written = set(self._columns).intersection(*self._given)
+        if self._merging.update is not None:
+            written &= self._merging.update
+        plain = {quote(one.name) for one in self._facts.columns}
+        plain |= {one.name for one in self._facts.columns}
+        names = {key.strip('"') for key in index.keys}
+        revives = self._merging.on_deleted == "revive" and not names <= set(self._key)
+        whole = names <= written or names <= set(self._key)
+        return (
+            plain.issuperset(index.keys)
+            and index.predicate in (None, LIVE)
+            and (whole or (len(names) == 1 and not revives))
+        )
 
     async def _alike(self, index: UniqueIndex) -> list[list[int]]:
         """Staged rows with the same values in a unique index."""
@@ -324,9 +355,11 @@ class _Merge(Stage):
         met = set(await self._numbers(f"SELECT DISTINCT row_no FROM {MATCH}"))
         if met:
             await self._update_met()
-            done = self._updated | self._revived | self._refused.keys()
+            await self._judge_clashes()
+            done = self._updated | self._revived | self._refused.keys() | self._skipped
             self._unchanged |= (met & self._loaded) - done
         await self._insert_the_rest(met)
+        await self._judge_clashes()
 
     async def _prefer(self) -> None:
         """Of what a row meets, leave the live row, else the one that was deleted last."""
@@ -384,13 +417,17 @@ class _Merge(Stage):
     async def _update_met(self) -> None:
         """Update what the rows meet; when one is refused, tell first what can be told in sets."""
         if await self._update_all(None) is not None:
-            await self._classify_met()
+            if not self._facts.changes_on_update:  # what a trigger will make of a row is not known
+                await self._classify_met()
             await self._update_halving(None)
 
     async def _classify_met(self) -> None:
         """Refuse the rows whose values alone break a constraint, in PostgreSQL's order."""
         given = set(self._columns).intersection(*self._given)
         met = f"{ROW_NO} IN (SELECT row_no FROM {MATCH})"
+        if self._merging.update is not None:
+            given &= self._merging.update
+            met = f"{ROW_NO} IN (SELECT row_no FROM {MATCH} WHERE deleted_at IS NULL)"
         for column in self._facts.columns:
             if column.not_null and column.name in given:
                 condition = f"{met} AND {quote(column.name)} IS NULL"
@@ -412,7 +449,7 @@ class _Merge(Stage):
             return
         first, end = span or (0, self._count)
         if end - first == 1:
-            self._refused[first] = fault.refusal(self._facts)
+            self._settle(first, fault.refusal(self._facts))
             return
         middle = (first + end) // 2
         await self._update_halving((first, middle))
@@ -466,17 +503,18 @@ class _Merge(Stage):
         source += [f"m.k{n}" for n in range(len(self._key))]
         values: dict[str, str] = {}
         for name in columns:
-            old, new = self._old(name), f"n{self._columns.index(name)}"
+            old, new = self._old(name), f"n{self._number(name)}"
             source += [f"m.{old}", f"{self._new(name)} AS {new}"]
-            source.append(f"{self._differs(name)} AS d{self._columns.index(name)}")
+            source.append(f"{self._differs(name)} AS d{self._number(name)}")
             values[quote(name)] = f"n.{new}"
+        source += [f"m.{self._old(name)}" for name in self._imaged if name not in columns]
         values |= self._on_update(columns)
         if revive:
             values["deleted_at"] = "NULL"
         where = [DELETED_MATCH if revive else LIVE_MATCH, f"NOT s.{HELD}"]
         if span is not None:
             where.append(f"s.{ROW_NO} >= {span[0]} AND s.{ROW_NO} < {span[1]}")
-        changed = " OR ".join(f"n.d{self._columns.index(name)}" for name in columns)
+        changed = " OR ".join(f"n.d{self._number(name)}" for name in columns)
         keys = ", ".join(f"n.k{n}" for n in range(len(self._key)))
         shown, hidden = self._images(columns, revive=revive)
         return (
@@ -514,10 +552,14 @@ class _Merge(Stage):
     def _images(self, columns: Sequence[str], *, revive: bool) -> tuple[str, str]:
         """SQL of what was in the columns that changed: what may be shown, and what may not."""
         parts: dict[bool, list[str]] = {True: [], False: []}
-        for name in columns:
+        told_by_row = self._facts.changes_on_update
+        for name in self._imaged if told_by_row else columns:
             image = f"jsonb_build_object({_literal(name)}, n.{self._old(name)})"
+            changed = f"n.d{self._number(name)}"
+            if told_by_row:
+                changed = f"record_image_ne(ROW(n.{self._old(name)}), ROW(t.{quote(name)}))"
             parts[name in self._merging.sensitive].append(
-                f"CASE WHEN n.d{self._columns.index(name)} THEN {image} ELSE '{{}}' END"
+                f"CASE WHEN {changed} THEN {image} ELSE '{{}}' END"
             )
         if revive:
             parts[False].append("jsonb_build_object('deleted_at', n.was_deleted_at)")
@@ -540,7 +582,7 @@ class _Merge(Stage):
     async def _insert_scope(self) -> None:
         if await self._insert_many_directly():
             return
-        self._insert_order = self._sorted_by
+        self.sort()
         if not await self.insert_at_once():
             if not self._facts.has_triggers:
                 await self.classify()
@@ -560,19 +602,29 @@ class _Merge(Stage):
         self._direct_ranges += done.keys.ranges or ()
         return True
 
-    @property
-    def _sorted_by(self) -> str:
-        """Rows that have nothing to do with each other go in in an order that all imports share."""
-        for index in self._met_by:
-            return ", ".join([*index.keys, ROW_NO])
-        return ROW_NO
-
     def _settle(self, number: int, refusal: Refusal) -> None:
-        """A clash that was not there when the rows were matched is another transaction's doing."""
-        clash = refusal.code == "unique_violation"
-        if clash and self._on_conflict == "update" and not self._facts.has_triggers:
+        if refusal.code == "unique_violation" and self._on_conflict == "update":
+            self._clashing[number] = refusal
+        else:
+            super()._settle(number, refusal)
+
+    async def _judge_clashes(self) -> None:
+        """Refuse rows that clash although what they meet is what they met before; else Race."""
+        if not self._clashing:
+            return
+        scope, sql = self._scope, self._scope_sql
+        self._scope_sql = f" AND {ROW_NO} IN ({', '.join(map(str, self._clashing))})"
+        keys = ", ".join(f"k{n}" for n in range(len(self._key)))
+        pairs = " UNION ".join(self._match_sql(one, one.predicate) for one in self._met_by)
+        new = await self._run(
+            f"SELECT count(*) FROM (SELECT row_no, {keys} FROM ({pairs}) AS now "
+            f"EXCEPT SELECT row_no, {keys} FROM {MATCH}) AS new"
+        )
+        if pairs and new.scalar_one():
             raise Race
-        super()._settle(number, refusal)
+        self._scope, self._scope_sql = scope, sql
+        self._refused.update(self._clashing)
+        self._clashing.clear()
 
     async def merged(self) -> Merged:
         done = await self.outcome()

@@ -33,7 +33,7 @@ from db.upsert import (
 )
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
-from jobs._mapping import Plan, Request, make_plan, require_given
+from jobs._mapping import Plan, Reference, Request, make_plan, require_given
 from jobs._parents import Created, Parents
 from jobs._part import Part, Position
 from jobs._preparation import Known, OnMissing, Prepared, Preparer
@@ -118,6 +118,17 @@ class _Effect:
             counts[Verdict.UNCHANGED] = len(written.unchanged)
             counts[Verdict.REVIVED] = len(written.revived)
         return counts
+
+    def used(
+        self, references: Sequence[Reference], columns: Sequence[str]
+    ) -> dict[Reference, set[Any]]:
+        """By reference, the ids that rows name which took effect."""
+        written = set(self.written.inserted)
+        if isinstance(self.written, Merged):
+            written |= self.written.updated | self.written.unchanged | self.written.revived
+        records = [self.prepared.records[at] for at in written] if references else []
+        places = {one: columns.index(one.field) for one in references}
+        return {one: {record[at] for record in records} for one, at in places.items()}
 
     def changes(self, table: str) -> Changes | None:
         """What the audit has to say, row by row, about rows that were there before."""
@@ -280,7 +291,8 @@ class Insertion:
             effect = await self._insert(session, part, prepared.until(stop.position + 1))
             if not self.too_many(self.rejected + len(effect.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
-        entries = await self.parents.keep_used(session, created)
+        used = effect.used(self.plan.references, self.preparer.columns)
+        entries = await self.parents.keep_used(session, created, used)
         return self._effect(part, effect, prepared.filtered, entries)
 
     async def _still_known(self, session: AsyncSession, known: Known) -> None:

@@ -118,31 +118,26 @@ class Parents:
             known[reference.field] = ids
         return known
 
-    async def keep_used(self, session: AsyncSession, created: Created) -> list[Entry]:
-        """Take back what no row refers to after all; return the audit of what stays."""
+    async def keep_used(
+        self, session: AsyncSession, created: Created, used: Mapping[Reference, set[Any]]
+    ) -> list[Entry]:
+        """Take back what no row that took effect names; return the audit of what stays.
+
+        Nobody else can know of the rows yet.
+        """
         entries = []
         for reference, ids in created.ids.items():
-            kept = sorted(set(ids) - await self._take_back(session, reference, ids))
+            alike = [one for one in self.parents if one.table == reference.table]
+            needed = set[Any]().union(*(used.get(one, set()) for one in alike))
+            kept = sorted(set(ids) & needed)
+            target = self.parents[reference].model.table.c[reference.target]
+            gone = [one for one in ids if one not in needed]
+            if gone:
+                await session.execute(sa.delete(target.table).where(target.in_(gone)))
             if kept:
                 keys = Keys(keys=[(one,) for one in kept])
                 entries.append(Entry("insert", reference.table, len(kept), keys))
         return entries
-
-    async def _take_back(
-        self, session: AsyncSession, reference: Reference, ids: list[Any]
-    ) -> set[Any]:
-        """Delete those to which no row of the child refers; nobody else can know of them yet."""
-        parent = self.parents[reference].model.table
-        target = parent.c[reference.target]
-        fields = [one.field for one in self.parents if one.table == reference.table]
-        child = sa.table(
-            self.child.table_name,
-            *(sa.column(name) for name in fields),
-            schema=self.child.schema_name,
-        )
-        used = [sa.exists().where(child.c[name] == target) for name in fields]
-        gone = sa.delete(parent).where(target.in_(ids), ~sa.or_(*used)).returning(target)
-        return set((await session.scalars(gone)).all())
 
 
 def _part(names: list[str]) -> Part:

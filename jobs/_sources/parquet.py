@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"PAR1"
 _BUFFER_BYTES: Final = 64 * 1024
+MAX_PART_ROWS: Final = 5_000  # what the library takes is no longer there for rows under way
 _BATCH_ROWS: Final = 128  # few, since a dictionary may make any number of large values of one
 
 
@@ -47,9 +48,9 @@ class ParquetReader:
         return sum(one.batch.num_rows * one.row_bytes for one in self._batches(0))
 
     def parts(self, max_rows: int, max_bytes: int, start: Position | None = None) -> Iterator[Part]:
-        """The rows in parts, from the first on or from where another reader got to."""
+        """The rows in parts of at most MAX_PART_ROWS, from the first on or from a position."""
         start = start or self.start()
-        return parts_of(self._lots(start), start, max_rows, max_bytes)
+        return parts_of(self._lots(start), start, min(max_rows, MAX_PART_ROWS), max_bytes)
 
     def _lots(self, start: Position) -> Iterator[Lot]:
         line, byte = start.line, start.byte

@@ -418,12 +418,8 @@ def test_bytes_without_a_character_are_marked_where_they_stand(
 
 
 def test_a_mark_tells_the_byte_that_stood_there() -> None:
-    assert [marked_byte(one) for one in ("\udc81", "\udcff", "é", "\ud800")] == [
-        0x81,
-        0xFF,
-        None,
-        None,
-    ]
+    marks = ("\udc81", "\udcff", "é", "\ud800")
+    assert [marked_byte(one) for one in marks] == [0x81, 0xFF, None, None]
 
 
 def test_utf16_without_its_mark_is_refused_with_the_remedy() -> None:

@@ -1,6 +1,7 @@
 """Inserting one chunk of rows as sets, with the verdict that each row would have got on its own."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,6 +43,11 @@ async def insert_rows(
 
 def bind_processors(table: sa.Table, columns: Sequence[str]) -> list[Callable[[Any], Any] | None]:
     """What turns Python values into what COPY takes, by column; None where nothing has to."""
-    # SQLAlchemy leaves the constructors of its dialects without types
-    dialect = postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]
+    dialect = _dialect()
     return [table.c[name].type.dialect_impl(dialect).bind_processor(dialect) for name in columns]
+
+
+@cache
+def _dialect() -> sa.Dialect:
+    # SQLAlchemy leaves the constructors of its dialects without types
+    return postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]

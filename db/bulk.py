@@ -50,4 +50,4 @@ def bind_processors(table: sa.Table, columns: Sequence[str]) -> list[Callable[[A
 @cache
 def _dialect() -> sa.Dialect:
     # SQLAlchemy leaves the constructors of its dialects without types
-    return postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]
+    return postgresql.asyncpg.dialect()  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy

@@ -235,7 +235,7 @@ def quote(name: str) -> str:
 def qualified(table: sa.Table) -> str:
     """A table's name as SQL, quoted and qualified where it has to be."""
     # SQLAlchemy leaves this part of its dialects without types
-    return postgresql.dialect().identifier_preparer.format_table(table)  # type: ignore[no-untyped-call]
+    return postgresql.dialect().identifier_preparer.format_table(table)  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
 
 
 async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
@@ -277,7 +277,7 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
 
 
 def _on_update(table: sa.Table) -> dict[str, str]:
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
     return {
         column.name: str(column.onupdate.arg.compile(dialect=dialect))
         for column in table.columns

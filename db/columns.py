@@ -126,7 +126,7 @@ class Versioned(SQLModel):
     )
 
     @orm.declared_attr.directive
-    def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805
+    def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805 - SQLAlchemy hands over the class
         return {
             "version_id_col": cls.version,
             "version_id_generator": False,

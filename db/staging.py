@@ -111,7 +111,7 @@ class Stage:
         names = "|".join(bind) or "(?!)"
         text = sa.text(re.sub(rf":(?!(?:{names})\b)", r"\:", sql))
         # typed as any Result, but textual SQL always gives a CursorResult
-        return await self._session.execute(text, bind)  # type: ignore[return-value]
+        return await self._session.execute(text, bind)  # type: ignore[return-value]  # see above
 
     @property
     def _targets(self) -> list[str]:

@@ -133,7 +133,7 @@ class Ear:
         They do not know that somebody waits.
         """
         lists = [wake_key(queue) for queue in self._turns]
-        await self._waiting.blpop(lists, self._poll_interval_s)  # type: ignore[arg-type, misc]
+        await self._waiting.blpop(lists, self._poll_interval_s)  # type: ignore[arg-type, misc]  # redis-py types it as sync too
 
     async def remove(self, message: Message) -> None:
         """Take a message that PostgreSQL holds now out of Redis."""

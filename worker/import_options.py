@@ -293,6 +293,6 @@ def as_parameters(
         Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
         for one in fields(Given)
     ]
-    called.__signature__ = Signature([first, *given])  # type: ignore[attr-defined]
+    called.__signature__ = Signature([first, *given])  # type: ignore[attr-defined]  # Typer reads it
     called.__doc__ = command.__doc__
     return called

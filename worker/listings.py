@@ -16,7 +16,7 @@ from worker.display import grid, make_console, moment, number, say, state_text, 
 from worker.health import Health
 
 REJECTS_SHOWN = 50
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
 _SHORT_ID_CHARS = 12  # of the end: the beginning is the time, which neighbours share
 
 

@@ -57,7 +57,7 @@ def _no_number(text: str) -> NoReturn:
 # without the search for blanks that the decoder's own methods make; typeshed does not have it
 _decode: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder(
     object_pairs_hook=_object, parse_float=_decimal, parse_constant=_no_number
-).scan_once  # type: ignore[attr-defined]
+).scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
 
 
 class NdjsonReader:

@@ -285,7 +285,7 @@ async def test_a_file_is_its_name_and_content_and_sent_again_it_leads_to_its_fir
     sent = [("a.csv", "Red"), ("a.csv", "Red"), ("a.csv", "Blue"), ("b.csv", "Red")]
     for number, (name, team) in enumerate(sent, 1):
         drop(folder, name, f"name\n{team}\n")
-        await until(lambda: has_told(watcher, number), f"file {number} was told")  # noqa: B023
+        await until(lambda: has_told(watcher, number), f"file {number} was told")  # noqa: B023 - awaited within its turn
 
     found = await jobs(connection)
     assert [name for name, _ in found] == ["a.csv", "a.csv", "b.csv"]

@@ -48,4 +48,4 @@ class WorkerSettings:
 
 
 if __name__ == "__main__":
-    run_worker(WorkerSettings, redis_settings=redis_settings(sys.argv[1]))  # type: ignore[arg-type]
+    run_worker(WorkerSettings, redis_settings=redis_settings(sys.argv[1]))  # type: ignore[arg-type]  # arq takes any class

@@ -43,7 +43,7 @@ def ids(of: list[Ring]) -> set[bytes]:
 
 
 async def wake_ups(client: ArqRedis) -> int:
-    return len(await client.lrange(wake_key("default"), 0, -1))  # type: ignore[misc]
+    return len(await client.lrange(wake_key("default"), 0, -1))  # type: ignore[misc]  # redis-py types it as sync too
 
 
 async def keys(client: ArqRedis) -> set[bytes]:
@@ -174,7 +174,7 @@ async def test_a_stock_worker_that_is_about_to_take_a_ring_notices_that_it_was_h
     async with client.pipeline(transaction=True) as pipe:
         await pipe.watch(b"arq:in-progress:" + name)
         await ear.claim(1)
-        pipe.multi()  # type: ignore[no-untyped-call]
+        pipe.multi()  # type: ignore[no-untyped-call]  # no types there in redis-py
         pipe.set("stock worker took it", timestamp_ms())
         with pytest.raises(WatchError):
             await pipe.execute()

@@ -129,7 +129,7 @@ async def test_postgresql_comes_back_at_the_same_address_with_its_data(
 ) -> None:
     url, pid = own_postgres.url, own_postgres.pid
     await ask(url, "CREATE TABLE kept AS SELECT 7 AS answer")
-    own_postgres.stop(mode)  # type: ignore[arg-type]
+    own_postgres.stop(mode)  # type: ignore[arg-type]  # a parameter of the test
     with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
         await ask(url, "SELECT 1")
     own_postgres.start()

@@ -544,8 +544,8 @@ async def test_the_chunks_of_a_job_add_up(ledger: Ledger) -> None:
     for number, counts in ((0, {}), (1, {"inserted": 2}), (2, {"inserted": 1, "rejected": 1})):
         span = Span(number, 0 if number == 0 else 2, 0, number * 20, 1, 1)
         receipt = Receipt(number, span, filtered=number, counts=counts)
-        await ledger.do(lambda s, n=number, at=span: chunk.take_receipt(s, held, n, at))  # type: ignore[misc]
-        await ledger.do(lambda s, one=receipt: chunk.fill_receipt(s, held, one))  # type: ignore[misc]
+        await ledger.do(lambda s, n=number, at=span: chunk.take_receipt(s, held, n, at))  # type: ignore[misc]  # mypy infers no lambda defaults
+        await ledger.do(lambda s, one=receipt: chunk.fill_receipt(s, held, one))  # type: ignore[misc]  # mypy infers no lambda defaults
     done = await ledger.do(lambda s: chunk.tally(s, held.job_id))
     assert (done.chunks, done.rows, done.filtered, done.bytes) == (2, 4, 3, 40)
     assert dict(done.counts) == {"inserted": 3, "rejected": 1}

@@ -356,7 +356,7 @@ async def test_an_update_sets_the_time_by_the_database_and_counts_the_version(
             session.add(hero)
             hero.name = "Ada L."
         else:
-            table = Hero.__table__  # type: ignore[attr-defined]
+            table = Hero.__table__  # type: ignore[attr-defined]  # SQLAlchemy adds it
             await session.execute(sa.update(table).values(name="Ada L."))
     async with sessions() as session:
         found = (await session.scalars(sa.select(Hero))).one()

@@ -49,7 +49,7 @@ class Rename(Payload):
     team_id: int = Field(1, alias="teamId")
     row: dict[str, JsonValue] = {}
 
-    @computed_field  # type: ignore[prop-decorator]
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows property alone
     @property
     def shouted(self) -> str:
         return self.name.upper()

@@ -193,7 +193,7 @@ async def test_an_unusable_file_is_refused_before_anything_is_written(
     def refuse_to_open() -> AsyncSession:
         pytest.fail("a session was opened")
 
-    never = Producer(refuse_to_open, discover_jobs())  # type: ignore[arg-type]
+    never = Producer(refuse_to_open, discover_jobs())  # type: ignore[arg-type]  # it must not be called
     with pytest.raises(InputError, match=complaint):
         await enqueue_file(never, write(content), REQUEST)
     assert await counts(sessions) == (0, 0, 0)

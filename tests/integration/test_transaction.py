@@ -265,7 +265,7 @@ async def test_serializable_transactions_that_miss_each_other_end_as_if_one_came
         *(
             transaction(
                 scene.sessions,
-                lambda session, me=me: note_what_is_there(session, me),  # type: ignore[misc]
+                lambda session, me=me: note_what_is_there(session, me),  # type: ignore[misc]  # mypy infers no lambda defaults
                 name=f"writer {me}",
                 isolation_level="SERIALIZABLE",
             )

@@ -144,7 +144,7 @@ async def without_payload(session: AsyncSession) -> None: ...
 async def with_one_more(session: AsyncSession, payload: MoveTeam, more: int) -> None: ...
 
 
-async def without_annotation(session, payload) -> None:  # type: ignore[no-untyped-def]
+async def without_annotation(session, payload) -> None:  # type: ignore[no-untyped-def]  # what is refused
     """Nothing says what it takes."""
 
 
@@ -173,7 +173,7 @@ def test_a_function_that_cannot_be_a_job_is_refused(function: Any, complaint: st
 def test_a_payload_does_not_change_and_takes_no_unknown_field() -> None:
     payload = RenameTeam(team_id=1)
     with pytest.raises(ValidationError, match="frozen"):
-        payload.team_id = 2  # type: ignore[misc]
+        payload.team_id = 2  # type: ignore[misc]  # what is refused
     with pytest.raises(ValidationError, match="tem_id"):
         RenameTeam.model_validate({"team_id": 1, "tem_id": 2})
 

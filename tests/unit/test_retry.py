@@ -35,7 +35,7 @@ def from_server(code: str, message: str = "no", **fields: str) -> asyncpg.Postgr
 
 def through_sqlalchemy(error: Exception) -> Exception:
     """The same error as a statement run by SQLAlchemy raises it."""
-    dbapi = AsyncAdapt_asyncpg_dbapi(asyncpg)  # type: ignore[no-untyped-call]
+    dbapi = AsyncAdapt_asyncpg_dbapi(asyncpg)  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
     emulated = next(
         dbapi._asyncpg_error_translate[base]
         for base in type(error).__mro__

@@ -148,7 +148,7 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        load_settings().max_jobs = 3  # type: ignore[misc]
+        load_settings().max_jobs = 3  # type: ignore[misc]  # what is refused
 
 
 @pytest.mark.parametrize("missing", ["BULWARK_DATABASE_URL", "BULWARK_REDIS_URL"])

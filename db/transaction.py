@@ -71,7 +71,7 @@ async def transaction(
                 wait_s = replays.wait_s(error)
                 if wait_s is None:
                     raise
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # backoff, so that those who met do not meet again
 
 
 async def look(sessions: async_sessionmaker[AsyncSession], work: Work[T]) -> T:

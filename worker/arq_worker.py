@@ -67,7 +67,7 @@ class ArqWorker(arq.worker.Worker):
         except (RedisError, OSError) as error:
             self._say_that_redis_is_away(error)
             await self._ear.drop_connections()
-            await asyncio.sleep(REDIS_WAIT_S)
+            await asyncio.sleep(REDIS_WAIT_S)  # nothing tells that Redis is back
 
     async def _start_due(self, most: int) -> int:
         messages = await self._ear.claim(most)

@@ -175,7 +175,7 @@ class _Server(ABC):
                 self._give_up("ended while starting")
             if time.monotonic() - started_s > _START_TIMEOUT_S:
                 self._give_up(f"did not answer within {_START_TIMEOUT_S:.0f} s")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # a server gives no sign when it is ready; it is asked
 
     def _give_up(self, problem: str) -> NoReturn:
         self._end(signal.SIGKILL)

@@ -275,7 +275,7 @@ class Executor:
                 if classify(error) is not Fault.OUTAGE:
                     raise
                 log.warning("job.outcome_waits", claim=str(held.claim_id), reason=describe(error))
-                await asyncio.sleep(OUTCOME_WAIT_S)
+                await asyncio.sleep(OUTCOME_WAIT_S)  # nothing tells that PostgreSQL is back
             else:
                 ending.tell(held)
                 return

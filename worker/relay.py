@@ -62,7 +62,7 @@ class Relay:
                 log.warning("relay.failed", server="redis", reason=str(error))
             except DATABASE_ERRORS as error:
                 log.warning("relay.failed", server="postgresql", reason=describe(error))
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # a time that comes gives no sign, nor does a lost ring
 
     async def ring_due(self) -> list[Ring]:
         """Ring one batch of what is due, and what Redis did not take before."""

@@ -244,4 +244,4 @@ async def watch(
             yield report
             if report.ended:
                 return
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(interval_s)  # the caller's pace; the ledger sends no news

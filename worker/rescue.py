@@ -97,12 +97,12 @@ class Rescue:
                 await self.look_round()
             except (Locked, *DATABASE_ERRORS) as error:
                 log.warning("rescue.failed", reason=describe(error))
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(INTERVAL_S)  # a silent worker gives no sign to wait for
 
     async def _tidy_forever(self) -> None:
         while True:
             await self.tidy()
-            await asyncio.sleep(TIDY_INTERVAL_S)
+            await asyncio.sleep(TIDY_INTERVAL_S)  # nobody waits for what is tidied away
 
     async def _do(self, work: Work[T]) -> T:
         """Do the work in a transaction, and notice when PostgreSQL was long in answering."""
@@ -155,7 +155,7 @@ class Rescue:
         for _ in range(TERMINATE_TRIES):
             if await self._do(lambda s: worker.terminate_backends(s, worker_id)) == 0:
                 break
-            await asyncio.sleep(TERMINATE_WAIT_S)
+            await asyncio.sleep(TERMINATE_WAIT_S)  # a backend ends a moment after it was told to
         self._tell(await self._do(lambda s: take_back.from_worker(s, worker_id)))
 
     @staticmethod

@@ -121,7 +121,7 @@ class _Watcher:
                 if failure is None or self._watching.once or not _comes_back(error):
                     raise
                 self._say_away(failure.sentence)
-            await asyncio.sleep(self._watching.interval_s)
+            await asyncio.sleep(self._watching.interval_s)  # nothing tells that it is back
 
     async def _run(self) -> None:
         self._folder.prepare()
@@ -129,11 +129,11 @@ class _Watcher:
             await self._look(sessions)
             self._say_back()
             if self._watching.once:
-                await asyncio.sleep(self._watching.interval_s)
+                await asyncio.sleep(self._watching.interval_s)  # to see what is still written to
                 await self._look(sessions)
                 return
             while True:
-                await asyncio.sleep(self._watching.interval_s)
+                await asyncio.sleep(self._watching.interval_s)  # shared folders give no sign
                 await self._look(sessions)
 
     async def _look(self, sessions: Sessions) -> None:

@@ -23,10 +23,10 @@ async def run(site: Site, options: Options, tell: Tell) -> Report:
     """Both over the same seconds; the clock ticks of CPU time are 10 ms, so short is coarse."""
     async with site.worker() as worker:
         with stock_worker(site.valkey.url) as arq_worker:
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(SETTLE_S)  # until the work of the start is over
             before = process_cpu_s(worker), process_cpu_s(arq_worker)
             backends_s, start_s = await site.backend_cpu_s(), time.monotonic()
-            await asyncio.sleep(options.idle_s)
+            await asyncio.sleep(options.idle_s)  # what is measured is doing nothing for so long
             wall_s = time.monotonic() - start_s
             after = process_cpu_s(worker), process_cpu_s(arq_worker)
             backends_s = await site.backend_cpu_s() - backends_s

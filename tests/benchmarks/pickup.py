@@ -82,7 +82,7 @@ async def _enqueue(enqueue: Callable[[], Awaitable[T]], samples: int) -> list[tu
     """Enqueue one by one with random pauses, and note when each call had returned."""
     returned = []
     for _ in range(samples):
-        await asyncio.sleep(random.uniform(0.1, 1.0) * MOST_PAUSE_S)
+        await asyncio.sleep(random.uniform(0.1, 1.0) * MOST_PAUSE_S)  # spread, as users' calls are
         accepted = await enqueue()
         returned.append((accepted, time.monotonic_ns()))
     return returned

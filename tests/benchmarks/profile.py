@@ -55,7 +55,7 @@ async def _watched_backends(site: Site) -> AsyncIterator[Counter[tuple[str, str]
                 if state != "idle":
                     states[f"{state}, {wait}", " ".join(query.split())] += 1
             states["looks", ""] += 1
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(LOOK_INTERVAL_S)  # the interval of the samples
 
     task = asyncio.create_task(look())
     try:

@@ -42,7 +42,7 @@ class Sampler:
     def _sample(self) -> None:
         while not self._stop.is_set():
             asleep_s = time.monotonic()
-            time.sleep(SAMPLE_INTERVAL_S)
+            time.sleep(SAMPLE_INTERVAL_S)  # the interval of the samples
             self.lates_s.append(time.monotonic() - asleep_s - SAMPLE_INTERVAL_S)
             for frame in sys._current_frames().values():
                 if frame.f_code.co_name not in _WAITING:

@@ -1,4 +1,4 @@
-"""Real servers for every test: a database of its own, and an empty Valkey."""
+"""Real servers for every test: a database of its own, an empty Valkey, and what looks at them."""
 
 import asyncio
 import itertools
@@ -11,6 +11,7 @@ import pytest
 import redis
 from alembic import command
 from alembic.config import Config
+from arq.connections import ArqRedis
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -19,7 +20,13 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
-from worker.embedded import Embedded, EmbeddedValkey, embedded_servers
+from jobs import discover_jobs
+from tests import unusual_models
+from tests.arq_side import plain_client
+from tests.inprocess import Bench
+from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
+from tests.workers import Start, workers
+from worker.embedded import Embedded, EmbeddedValkey, embedded_servers, embedded_valkey
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "template_bulwark"
@@ -82,6 +89,54 @@ def redis_url(servers: Embedded) -> str:
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A look at the test's database beside its engine."""
+    async with connected(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    """Where the sample jobs leave their notes."""
+    async with stage_on(database_url) as stage:
+        yield stage
+
+
+@pytest.fixture
+def bench(sessions: async_sessionmaker[AsyncSession], database_url: str) -> Bench:
+    """Knows the sample jobs, too."""
+    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))
+
+
+@pytest.fixture
+async def unusual_tables(engine: AsyncEngine) -> None:
+    """The tables of the unusual models."""
+    async with engine.begin() as connection:
+        await connection.run_sync(unusual_models.metadata.create_all)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A plain arq client."""
+    async with plain_client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts workers, which end with the test."""
+    with workers(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    """One of the test's own, to be stopped and emptied."""
+    with embedded_valkey() as valkey:
+        yield valkey
 
 
 def _database_url(servers: Embedded, name: str) -> str:

@@ -28,6 +28,18 @@ from worker.liveness import Liveness
 Way = Literal["in place", "spooled"]
 """How a file gets to the worker."""
 
+BOMB = """
+    CREATE FUNCTION explode() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW.name = 'bomb' THEN
+            RAISE EXCEPTION 'the disk is gone' USING ERRCODE = '58000';
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER explode BEFORE INSERT ON team FOR EACH ROW EXECUTE FUNCTION explode();
+"""
+"""Fails each transaction that inserts a team named bomb."""
+
 
 class Bench:
     """A registered worker that runs what it is told to run, one job at a time."""
@@ -108,8 +120,12 @@ class Bench:
 
     async def counts(self, job_id: UUID) -> Mapping[str, int]:
         """How many rows got each verdict, over all chunks."""
+        return (await self.tally(job_id)).counts
+
+    async def tally(self, job_id: UUID) -> chunk.Tally:
+        """What the receipts of all chunks add up to."""
         async with self.sessions() as session:
-            return (await chunk.tally(session, job_id)).counts
+            return await chunk.tally(session, job_id)
 
     async def audit(self, job_id: UUID) -> list[Mapping[str, Any]]:
         """The job's lines of the audit in order."""

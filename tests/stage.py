@@ -73,9 +73,16 @@ class Stage:
 @asynccontextmanager
 async def stage_on(database_url: str) -> AsyncIterator[Stage]:
     """A stage with an empty table of notes."""
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    try:
+    async with connected(database_url) as connection:
         await connection.execute(NOTES)
         yield Stage(connection)
+
+
+@asynccontextmanager
+async def connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A plain connection, of no engine, closed at the end."""
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    try:
+        yield connection
     finally:
         await connection.close()

@@ -1,15 +1,16 @@
 """Worker processes of the tests' own, and waiting for what they do."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 _RUN = "from worker.main import run_worker; from worker.settings import load_settings; "
@@ -58,13 +59,24 @@ class WorkerProcess:
         self._process.terminate()
         return self._process.wait(timeout_s)
 
+    def events(self) -> list[dict[str, Any]]:
+        """What it has logged as JSON."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
     @property
     def running(self) -> bool:
         return self._process.poll() is None
 
 
+Start = Callable[[Mapping[str, str]], WorkerProcess]
+
+
 @contextmanager
-def workers(folder: Path) -> Iterator[Callable[[Mapping[str, str]], WorkerProcess]]:
+def workers(folder: Path) -> Iterator[Start]:
     """Starts workers; all that are left at the end are killed."""
     started: list[WorkerProcess] = []
 

@@ -6,7 +6,6 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,25 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger.parked import Reason
 from jobs import discover_jobs
-from tests.arq_side import plain_client, working
+from tests.arq_side import working
 from tests.inprocess import Bench
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, environment, until, workers
 
 PAGE = (ROOT / "docs/arq-clients.md").read_text()
 SNIPPET = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with plain_client(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import csv
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from jobs._producer import Producer
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows
 from tests.conftest import new_database
-from tests.workers import WorkerProcess, environment, until, workers
+from tests.workers import Start, WorkerProcess, environment, until, workers
 from worker.embedded import Embedded
 
 ROWS = 200_000
@@ -33,8 +33,6 @@ CHUNK_ROWS = 1_000
 KILLS = 10
 FLUSHES = (3, 7)
 RECOVERY_S = 25.0
-
-Start = Callable[[Mapping[str, str]], WorkerProcess]
 
 
 def write_heroes(path: Path) -> None:

@@ -65,13 +65,15 @@ def peak_bytes(pid: int) -> int:
 
 @pytest.mark.parametrize("kind", WRITERS)
 async def test_a_worker_imports_a_file_of_any_size_with_less_than_200_megabytes(
-    kind: str, database_url: str, redis_url: str, tmp_path: Path
+    kind: str,
+    connection: asyncpg.Connection,
+    database_url: str,
+    redis_url: str,
+    tmp_path: Path,
 ) -> None:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     await connection.execute(
         "INSERT INTO team (name) SELECT 'Team ' || n FROM generate_series(0, 499) n"
     )
-    await connection.close()
     path = tmp_path / f"heroes.{kind}"
     await asyncio.to_thread(WRITERS[kind], path)
     env = environment(database_url, redis_url)

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +78,6 @@ def watch(folder: Path, tmp_path: Path, database_url: str, redis_url: str) -> It
     yield start
     for one in started:
         one.end(signal.SIGKILL)
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    yield connection
-    await connection.close()
 
 
 def drop(folder: Path, name: str, text: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import csv
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
+from tests.stage import connected
 from tests.workers import environment, until, workers
 
 KEYS = [f"key {number:04}" for number in range(600)]
@@ -25,13 +26,6 @@ DEADLOCK = "40P01"
 Sessions = async_sessionmaker[AsyncSession]
 Audited = dict[tuple[str, str], dict[str, Any]]
 """By file and key, what was there before the file's row."""
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
@@ -167,15 +161,12 @@ DISTURBANCES = (
 
 async def disturb(url: str, stop: asyncio.Event) -> int:
     """Update, soft-delete and remove all the while; how often. One row at a time can't deadlock."""
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
     done = 0
-    try:
+    async with connected(url) as connection:
         while not stop.is_set():
             sql = DISTURBANCES[done % len(DISTURBANCES)]
             await connection.execute(sql, KEYS[done * 7 % len(KEYS)])
             done += 1
-    finally:
-        await connection.close()
     return done
 
 
@@ -240,7 +231,7 @@ async def what_came_of(connection: asyncpg.Connection, job_id: UUID) -> Any:
 
 
 async def test_an_updating_import_that_is_killed_twice_ends_as_an_undisturbed_one(
-    sessions: Sessions,
+    bench: Bench,
     database_url: str,
     redis_url: str,
     connection: asyncpg.Connection,
@@ -248,7 +239,6 @@ async def test_an_updating_import_that_is_killed_twice_ends_as_an_undisturbed_on
 ) -> None:
     path = tmp_path / "heroes.csv"
     write_file(path)
-    bench = Bench(sessions, database_url)
     request: dict[str, Any] = {
         "table": "hero",
         "on_conflict": "update",

@@ -1,10 +1,9 @@
 """Redis goes away, comes back, or says nothing any more, while workers are busy."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 
 import pytest
@@ -14,13 +13,12 @@ from jobs import Producer, discover_jobs
 from jobs._spooling import enqueue_file
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
-from tests.wire import wired
-from tests.workers import WorkerProcess, environment, until, workers
-from worker.embedded import EmbeddedValkey, embedded_valkey
+from tests.stage import SAMPLE_JOBS, Stage
+from tests.wire import Wire, wired
+from tests.workers import Start, WorkerProcess, environment, until
+from worker.embedded import EmbeddedValkey
 
 Sessions = async_sessionmaker[AsyncSession]
-Start = Callable[[Mapping[str, str]], WorkerProcess]
 SETTINGS = {
     "job_modules": ",".join(SAMPLE_JOBS),
     "redis_timeout_s": "1",
@@ -38,36 +36,35 @@ SLOW_INSERTS = (
 
 
 @pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    with embedded_valkey() as valkey:
-        yield valkey
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    with workers(tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
 def producer(sessions: Sessions) -> Producer:
     """Leaves the ringing to the relay."""
     return Producer(sessions, discover_jobs(SAMPLE_JOBS))
 
 
+class Hushed(NamedTuple):
+    """A worker whose running job waits at the gate, and whose Redis says nothing any more."""
+
+    worker: WorkerProcess
+    wire: Wire
+    job_id: UUID
+
+
+@pytest.fixture
+async def hushed(
+    database_url: str, stage: Stage, redis_url: str, start: Start, producer: Producer
+) -> AsyncIterator[Hushed]:
+    await stage.close_gate()
+    async with wired(redis_url) as (wire, url):
+        worker = start(environment(database_url, url, **SETTINGS))
+        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
+        await stage.somebody_at_gate()
+        wire.hush()
+        yield Hushed(worker, wire, job_id)
+
+
 def events(worker: WorkerProcess) -> list[str]:
     """The names of what the worker has logged."""
-    found = []
-    for line in worker.log.read_text().splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line)["event"])
-    return found
+    return [one["event"] for one in worker.events()]
 
 
 async def until_said(worker: WorkerProcess, event: str, times: int = 1) -> None:
@@ -127,37 +124,26 @@ async def test_a_busy_worker_outlives_ten_deaths_of_redis_and_gives_nothing_back
 
 
 async def test_a_busy_worker_whose_redis_falls_silent_goes_on_and_hears_again(
-    database_url: str, stage: Stage, redis_url: str, start: Start, producer: Producer
+    stage: Stage, hushed: Hushed, producer: Producer
 ) -> None:
-    await stage.close_gate()
-    async with wired(redis_url) as (wire, url):
-        worker = start(environment(database_url, url, **SETTINGS))
-        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
-        await stage.somebody_at_gate()
-        wire.hush()
-        await until_said(worker, "worker.redis_lost")
-        await stage.open_gate()
-        await stage.becomes(job_id, "succeeded")
-        wire.mend()
-        await until_said(worker, "worker.redis_back")
-        after = (await producer.enqueue(ActOut())).job_id
-        await stage.becomes(after, "succeeded")
-        assert events(worker).count("worker.redis_lost") == 1
-        assert await asyncio.to_thread(worker.terminate) == 0
+    worker = hushed.worker
+    await until_said(worker, "worker.redis_lost")
+    await stage.open_gate()
+    await stage.becomes(hushed.job_id, "succeeded")
+    hushed.wire.mend()
+    await until_said(worker, "worker.redis_back")
+    after = (await producer.enqueue(ActOut())).job_id
+    await stage.becomes(after, "succeeded")
+    assert events(worker).count("worker.redis_lost") == 1
+    assert await asyncio.to_thread(worker.terminate) == 0
     assert await stage.notes() == ["chunk 1", "chunk 2", "done"]
 
 
 async def test_a_busy_worker_whose_redis_has_fallen_silent_ends_well(
-    database_url: str, stage: Stage, redis_url: str, start: Start, producer: Producer
+    stage: Stage, hushed: Hushed
 ) -> None:
-    await stage.close_gate()
-    async with wired(redis_url) as (wire, url):
-        worker = start(environment(database_url, url, **SETTINGS))
-        job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
-        await stage.somebody_at_gate()
-        wire.hush()
-        assert await asyncio.to_thread(worker.terminate) == 0
-    assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+    assert await asyncio.to_thread(hushed.worker.terminate) == 0
+    assert await stage.ended_as(hushed.job_id) == ("queued", "given_back", 0)
 
 
 async def test_twelve_of_twelve_busy_workers_end_well_though_redis_dies_on_half_of_them(

@@ -1,12 +1,11 @@
 """Real worker processes that are killed, paused, blocked and told to stop, in the midst of jobs."""
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,8 +18,8 @@ from jobs._declaration import Payload, discover_jobs
 from jobs._producer import Producer
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
-from tests.workers import WorkerProcess, environment, until, workers
+from tests.stage import SAMPLE_JOBS, Stage
+from tests.workers import Start, WorkerProcess, environment, until
 from worker.embedded import embedded_valkey
 from worker.liveness import EXIT_OVERRUN, EXIT_SILENT
 
@@ -37,24 +36,12 @@ UNHURRIED = {"beat_interval_s": "5", "lost_after_s": "120"}
 THREE_CHUNKS = ["chunk 1", "chunk 2", "chunk 3"]
 
 
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[Mapping[str, str]], WorkerProcess]]:
-    with workers(tmp_path) as start:
-        yield start
-
-
 class Plant:
     """Workers on one database and one Redis, and jobs for them."""
 
     def __init__(
         self,
-        start: Callable[[Mapping[str, str]], WorkerProcess],
+        start: Start,
         stage: Stage,
         sessions: Sessions,
         urls: tuple[str, str],
@@ -97,7 +84,7 @@ class Plant:
 
 @pytest.fixture
 def plant(
-    start: Callable[[Mapping[str, str]], WorkerProcess],
+    start: Start,
     stage: Stage,
     sessions: Sessions,
     database_url: str,
@@ -137,15 +124,6 @@ def arq_worker(env: Mapping[str, str], folder: Path) -> Iterator[subprocess.Pope
     finally:
         process.kill()
         process.wait()
-
-
-def events(process: WorkerProcess) -> list[dict[str, Any]]:
-    """What the process has logged."""
-    found = []
-    for line in process.log.read_text().splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
 
 
 async def test_a_worker_killed_between_effect_and_commit_leaves_nothing_of_it(
@@ -274,7 +252,7 @@ async def test_a_busy_worker_told_to_stop_hands_its_job_to_another_at_once(
     second = plant.worker(**UNHURRIED)
     await plant.is_up(second)
     assert first.terminate() == 0
-    assert "job.given_back" in {line["event"] for line in events(first)}
+    assert "job.given_back" in {line["event"] for line in first.events()}
     await stage.somebody_at_gate()
     assert await stage.notes() == ["chunk 1"]
     await stage.open_gate()

@@ -13,32 +13,15 @@ from structlog.testing import capture_logs
 
 from jobs import Bell, Producer, discover_jobs
 from jobs._bell import queue_key, serialize
-from tests.arq_side import hearing, plain_client
+from tests.arq_side import hearing
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import Stage
 from worker.delivery import Delivery
 from worker.ear import Message
 
 Sessions = async_sessionmaker[AsyncSession]
 QUEUE = queue_key("default")
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with plain_client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def bench(sessions: Sessions, database_url: str) -> Bench:
-    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))
 
 
 async def put(client: ArqRedis, content: bytes | None, arq_id: str | bytes = "theirs") -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,34 +13,17 @@ from arq.connections import ArqRedis
 from arq.worker import func
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from jobs import Bell, Jobs, Producer, discover_jobs
+from jobs import Bell, Jobs, Producer
 from jobs._bell import deserialize, queue_key, serialize
-from tests.arq_side import plain_client, running, working
+from tests.arq_side import running, working
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ADD_NOTE, WAIT_AT_GATE, ActOut
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import Stage
 from tests.workers import until
 from worker.arq_worker import NEEDED_OF_ARQ, ArqChanged, require_arq
 from worker.redis_pool import make_redis
 
 Sessions = async_sessionmaker[AsyncSession]
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with plain_client(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def bench(sessions: Sessions, database_url: str) -> Bench:
-    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))
 
 
 async def until_noted(stage: Stage, *notes: str) -> None:

@@ -5,22 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
+from tests.stage import connected
 from tests.workers import until
 from worker.reports import JobReport, read_job
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture
-def bench(sessions: async_sessionmaker[AsyncSession], database_url: str) -> Bench:
-    return Bench(sessions, database_url)
 
 
 async def run(bench: Bench, rows: Rows, **options: Any) -> tuple[Mapping[str, int], UUID]:
@@ -77,8 +71,7 @@ async def test_others_see_how_far_it_says_it_is_until_it_is_committed(
         seen = await report()
         return seen if seen.uncommitted_rows else None
 
-    obstacle = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    try:
+    async with connected(database_url) as obstacle:
         held = obstacle.transaction()
         await held.start()
         await obstacle.execute("INSERT INTO hero (name, external_id) VALUES ('Other', '2999')")
@@ -88,8 +81,6 @@ async def test_others_see_how_far_it_says_it_is_until_it_is_committed(
         assert 0 < (seen.uncommitted_rows or 0) < len(rows)
         await held.rollback()
         await running
-    finally:
-        await obstacle.close()
     done = await report()
     assert (done.state, done.tally.counts) == ("succeeded", {"inserted": len(rows)})
     assert done.uncommitted_rows is None

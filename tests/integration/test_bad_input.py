@@ -11,7 +11,6 @@ from uuid import UUID
 import asyncpg
 import pytest
 from pydantic import ValidationError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger.verdict import RowVerdict
 from jobs._errors import InputError, JobError, PayloadTooLarge
@@ -76,14 +75,9 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(
-    sessions: async_sessionmaker[AsyncSession], database_url: str, tmp_path: Path
-) -> Any:
-    bench = Bench(sessions, database_url)
+def desk(bench: Bench, tmp_path: Path, connection: asyncpg.Connection) -> Desk:
     bench.import_folders.append(tmp_path)
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    yield Desk(bench, tmp_path, connection)
-    await connection.close()
+    return Desk(bench, tmp_path, connection)
 
 
 # Rows that cannot be read

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from db.migrations import downgrade
 from tests.command_line import Cli, logging_left_as_it_was, make_cli, sentence
 from tests.conftest import new_database
+from tests.stage import connected
 from tests.workers import ROOT, environment, workers
 from worker.cli import app
 from worker.embedded import Embedded
@@ -105,11 +106,8 @@ def last_lines(result: Result) -> list[dict[str, Any]]:
 
 
 async def fetch(database_url: str, query: str) -> list[asyncpg.Record]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    try:
+    async with connected(database_url) as connection:
         return list(await connection.fetch(query))
-    finally:
-        await connection.close()
 
 
 # A job and its rows

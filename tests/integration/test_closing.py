@@ -3,30 +3,15 @@
 from pathlib import Path
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.ledger.chunk import tally
 from jobs.insert_rows import InsertRows
-from tests.inprocess import Bench
-
-BOMB = """
-    CREATE FUNCTION explode() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF NEW.name = 'bomb' THEN
-            RAISE EXCEPTION 'the disk is gone' USING ERRCODE = '58000';
-        END IF;
-        RETURN NEW;
-    END $$;
-    CREATE TRIGGER explode BEFORE INSERT ON team FOR EACH ROW EXECUTE FUNCTION explode();
-"""
+from tests.inprocess import BOMB, Bench
 
 
 async def test_rows_behind_the_last_chunk_of_a_failed_import_are_counted_as_not_reached(
-    sessions: async_sessionmaker[AsyncSession], database_url: str
+    bench: Bench, connection: asyncpg.Connection
 ) -> None:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     await connection.execute(BOMB)
-    bench = Bench(sessions, database_url)
     names = ["one", "two", "three", "bomb", "five"]
     payload = InsertRows(table="team", rows=[{"name": name} for name in names], chunk_rows=2)
 
@@ -37,19 +22,16 @@ async def test_rows_behind_the_last_chunk_of_a_failed_import_are_counted_as_not_
     done = await bench.job(job_id)
     assert (done.state, done.reason) == ("failed", "attempts_exhausted")
     assert "the disk is gone" in str(done.error)
-    async with sessions() as session:
-        counted = await tally(session, job_id)
+    counted = await bench.tally(job_id)
     assert counted.counts == {"inserted": 2, "not_reached": 3}
     assert counted.rows == len(names)
     assert await connection.fetchval("SELECT count(*) FROM team") == 2
-    await connection.close()
 
 
 async def test_a_reject_that_is_gone_at_the_second_look_leaves_no_row_out(
-    sessions: async_sessionmaker[AsyncSession], database_url: str
+    bench: Bench, connection: asyncpg.Connection
 ) -> None:
     """The row in the way is deleted by another transaction while the chunk is being cut short."""
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     await connection.execute("INSERT INTO team (name) VALUES ('dup')")
     await connection.execute(
         """
@@ -65,28 +47,23 @@ async def test_a_reject_that_is_gone_at_the_second_look_leaves_no_row_out(
         CREATE TRIGGER vanish AFTER INSERT ON team FOR EACH ROW EXECUTE FUNCTION vanish();
         """
     )
-    bench = Bench(sessions, database_url)
     names = ["a", "dup", "b", "c", "d"]
     payload = InsertRows(
         table="team", rows=[{"name": name} for name in names], chunk_rows=4, max_rejects=0
     )
     job_id = await bench.run(payload)
-    async with sessions() as session:
-        counted = await tally(session, job_id)
+    counted = await bench.tally(job_id)
     done = await bench.job(job_id)
     assert sum(counted.counts.values()) == len(names)
     assert (done.state == "succeeded") == ("not_reached" not in counted.counts)
-    await connection.close()
 
 
 async def test_a_job_that_fails_at_its_last_row_reaches_the_end_of_its_input(
-    sessions: async_sessionmaker[AsyncSession], database_url: str, tmp_path: Path
+    bench: Bench, tmp_path: Path
 ) -> None:
     path = tmp_path / "teams.csv"
     path.write_text("name\nRed\nRed\n\n\n")
-    bench = Bench(sessions, database_url)
     job_id = await bench.run_file(path, "spooled", table="team", on_invalid="abort")
-    async with sessions() as session:
-        counted = await tally(session, job_id)
+    counted = await bench.tally(job_id)
     assert counted.counts == {"inserted": 1, "rejected": 1}
     assert counted.bytes == path.stat().st_size

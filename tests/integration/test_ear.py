@@ -11,15 +11,9 @@ from redis.exceptions import WatchError
 
 from db.ledger.job import Ring
 from jobs._bell import Bell, arq_id, queue_key, wake_key
-from tests.arq_side import hearing, plain_client
+from tests.arq_side import hearing
 from tests.workers import until
 from worker.ear import LEASE_MS, Ear
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with plain_client(redis_url) as client:
-        yield client
 
 
 @pytest.fixture

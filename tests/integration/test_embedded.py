@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import asyncpg
 import psutil
 import pytest
 import redis
 from sqlalchemy.engine import make_url
 
+from tests.stage import connected
 from worker.embedded import (
     Embedded,
     EmbeddedPostgres,
@@ -39,11 +39,8 @@ with embedded_servers(folder, durable=False) as running:
 
 
 async def ask(url: str, query: str) -> object:
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
+    async with connected(url) as connection:
         return await connection.fetchval(query)
-    finally:
-        await connection.close()
 
 
 def ping(url: str) -> bool:

@@ -25,24 +25,13 @@ from tests.inprocess import Bench
 from tests.proxy import Cut, proxied
 from tests.sample_jobs.act_out import ADD_NOTE, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import until
 from worker import execution as execution_module
 from worker.embedded import embedded_postgres
 from worker.execution import Executor
 
 Sessions = async_sessionmaker[AsyncSession]
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-def bench(sessions: Sessions, database_url: str) -> Bench:
-    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))
 
 
 async def accept(bench: Bench, payload: Payload, **terms: Any) -> UUID:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import JsonValue
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs._sources.format import Shape
 from jobs.insert_rows import InsertRows
@@ -24,12 +23,10 @@ OWN = b"bulwark_line,bulwark_reason,"
 class Desk:
     """Imports files into a table, and exports what was rejected."""
 
-    def __init__(
-        self, sessions: async_sessionmaker[AsyncSession], database_url: str, folder: Path
-    ) -> None:
-        self.bench = Bench(sessions, database_url)
+    def __init__(self, bench: Bench, connection: asyncpg.Connection, folder: Path) -> None:
+        self.bench = bench
         self.path = folder / "input.csv"
-        self._url = database_url.replace("+asyncpg", "")
+        self._connection = connection
 
     async def imported(self, data: bytes, table: str = "hero") -> UUID:
         self.path.write_bytes(data)
@@ -47,17 +44,13 @@ class Desk:
         return [one.code for one in await self.bench.verdicts(job_id)]
 
     async def names(self, table: str = "hero") -> list[str]:
-        connection = await asyncpg.connect(self._url)
-        try:
-            rows = await connection.fetch(f"SELECT name FROM {table} ORDER BY id")
-            return [row["name"] for row in rows]
-        finally:
-            await connection.close()
+        rows = await self._connection.fetch(f"SELECT name FROM {table} ORDER BY id")
+        return [row["name"] for row in rows]
 
 
 @pytest.fixture
-def desk(sessions: async_sessionmaker[AsyncSession], database_url: str, tmp_path: Path) -> Desk:
-    return Desk(sessions, database_url, tmp_path)
+def desk(bench: Bench, connection: asyncpg.Connection, tmp_path: Path) -> Desk:
+    return Desk(bench, connection, tmp_path)
 
 
 def rows_of(export: bytes) -> list[list[str]]:

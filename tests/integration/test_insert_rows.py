@@ -2,14 +2,13 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import asyncpg
 import pytest
 import structlog
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db.registry import discover_models
 from jobs.insert_rows import InsertRows
@@ -24,30 +23,16 @@ TEAMS = """
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+async def connection(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(TEAMS)
-    yield connection
-    await connection.close()
+    return connection
 
 
 @pytest.fixture
-def bench(
-    sessions: async_sessionmaker[AsyncSession],
-    database_url: str,
-    tmp_path: Path,
-    connection: asyncpg.Connection,
-) -> Bench:
-    bench = Bench(sessions, database_url, models=discover_models([unusual_models.__name__]))
+def bench(bench: Bench, tmp_path: Path, connection: asyncpg.Connection) -> Bench:
+    bench.models = discover_models([unusual_models.__name__])
     bench.import_folders.append(tmp_path)
     return bench
-
-
-@pytest.fixture
-async def unusual(engine: AsyncEngine) -> None:
-    """The tables of the unusual models."""
-    async with engine.begin() as connection:
-        await connection.run_sync(unusual_models.metadata.create_all)
 
 
 def payload(rows: Sequence[Mapping[str, Any]], table: str = "hero", **request: Any) -> InsertRows:
@@ -280,7 +265,7 @@ async def test_only_a_unique_text_can_name_a_row(
     assert "use email, external_id" in message
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_an_index_on_an_expression_or_on_some_rows_names_no_row(bench: Bench) -> None:
     for key in ("email", "handle"):
         message = await refusal(bench, [{"owner": "x"}], "pass", map={"owner": f"account.{key}"})
@@ -312,14 +297,14 @@ async def test_the_message_about_a_name_of_half_a_mebibyte_is_short(bench: Bench
     assert len(bad.message) < 300
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_rows_of_one_input_cannot_name_each_other(bench: Bench) -> None:
     rows = [{"id": 1, "name": "a", "above": "b"}]
     message = await refusal(bench, rows, "folder", map={"above": "folder.name"})
     assert "import the parents first, then give parent_id" in message
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_reference_takes_the_value_of_the_column_that_its_key_points_to(
     bench: Bench, connection: asyncpg.Connection
 ) -> None:
@@ -334,7 +319,7 @@ async def test_a_reference_takes_the_value_of_the_column_that_its_key_points_to(
 # What the Create class adds
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_defaults_and_validators_of_the_create_class_and_of_the_table_all_count(
     bench: Bench, connection: asyncpg.Connection
 ) -> None:
@@ -351,7 +336,7 @@ async def test_defaults_and_validators_of_the_create_class_and_of_the_table_all_
     ]
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_validator_of_the_whole_row_rejects_it_in_its_own_words(bench: Bench) -> None:
     job_id = await bench.run(payload([{"title": "refuse"}], "note"))
     [bad] = await bench.verdicts(job_id)
@@ -363,7 +348,7 @@ async def test_a_validator_of_the_whole_row_rejects_it_in_its_own_words(bench: B
 
 
 @EITHER_WAY
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_an_empty_field_is_null_whatever_its_type(
     way: Way, bench: Bench, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
@@ -548,7 +533,7 @@ async def test_a_sensitive_value_appears_in_no_verdict_log_line_audit_or_error(
     assert "Natasha" not in repr(told)
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_row_that_is_named_by_a_sensitive_column_is_not_named_in_the_message(
     bench: Bench,
 ) -> None:
@@ -557,7 +542,7 @@ async def test_a_row_that_is_named_by_a_sensitive_column_is_not_named_in_the_mes
     assert bad.message == "by: there is no vault with pin ***"
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_sensitive_value_that_a_validator_quotes_is_masked(bench: Bench) -> None:
     job_id = await bench.run(payload([{"title": "tell", "secret": SECRET}], "note"))
     [bad] = await bench.verdicts(job_id)

@@ -4,14 +4,13 @@ import asyncio
 import gzip
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, get_args
 from uuid import UUID
 
 import asyncpg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db.registry import discover_models
 from jobs._errors import InputError
@@ -50,15 +49,8 @@ ROWS = (
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def bench(sessions: async_sessionmaker[AsyncSession], database_url: str, tmp_path: Path) -> Bench:
-    bench = Bench(sessions, database_url, models=discover_models([unusual_models.__name__]))
+def bench(bench: Bench, tmp_path: Path) -> Bench:
+    bench.models = discover_models([unusual_models.__name__])
     bench.import_folders.append(tmp_path)
     return bench
 
@@ -169,16 +161,11 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.usefixtures("unusual_tables")
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_file_that_changes_while_it_is_imported_ends_the_import(
-    change: str,
-    bench: Bench,
-    connection: asyncpg.Connection,
-    engine: AsyncEngine,
-    tmp_path: Path,
+    change: str, bench: Bench, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    async with engine.begin() as own:
-        await own.run_sync(unusual_models.metadata.create_all)
     path = tmp_path / "notes.csv"
     titles = [str(n) for n in range(10)]
     path.write_text("title\n" + "".join(f"{title}\n" for title in titles))

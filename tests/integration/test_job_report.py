@@ -1,7 +1,6 @@
 """What a job's report says of its rows is true: that all are accounted for, or how many are not."""
 
 import io
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -9,43 +8,22 @@ import asyncpg
 import pytest
 from pydantic import JsonValue
 from rich.console import Console
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from jobs._declaration import discover_jobs
 from jobs.insert_rows import InsertRows
-from tests import sample_jobs
-from tests.inprocess import Bench
+from tests.inprocess import BOMB, Bench
 from tests.sample_jobs.act_out import NOTES, ActOut
 from worker.display import show_job
 from worker.reports import JobReport, read_job
 
-BOMB = """
-    CREATE FUNCTION explode() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF NEW.name = 'bomb' THEN
-            RAISE EXCEPTION 'the disk is gone' USING ERRCODE = '58000';
-        END IF;
-        RETURN NEW;
-    END $$;
-    CREATE TRIGGER explode BEFORE INSERT ON team FOR EACH ROW EXECUTE FUNCTION explode();
-"""
 TEAMS = b"name\none\ntwo\nbomb\nfour\n"
 ACCOUNTED = "every row is accounted for"
 UNREAD = "was not reached and has no verdicts: "
 
 
 @pytest.fixture
-def bench(sessions: async_sessionmaker[AsyncSession], database_url: str, tmp_path: Path) -> Bench:
-    bench = Bench(sessions, database_url, discover_jobs([sample_jobs.__name__]))
+def bench(bench: Bench, tmp_path: Path) -> Bench:
     bench.import_folders.append(tmp_path)
     return bench
-
-
-@pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs._errors import InputError, SourceAway
 from jobs._input import InPlace
@@ -33,10 +32,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def bench(sessions: async_sessionmaker[AsyncSession], database_url: str) -> Bench:
-    made = Bench(sessions, database_url)
-    made.import_folders.append("s3://bucket/in")
-    return made
+def bench(bench: Bench) -> Bench:
+    bench.import_folders.append("s3://bucket/in")
+    return bench
 
 
 async def run(bench: Bench, uri: str, **request: Any) -> UUID:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.models.hero import HeroCreate
 from jobs.insert_rows import InsertRows
@@ -147,11 +146,9 @@ async def table(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-async def connection(database_url: str) -> Any:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+async def connection(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(RULES)
-    yield connection
-    await connection.close()
+    return connection
 
 
 async def _same(
@@ -215,8 +212,7 @@ slow_is_fine = settings(
 )
 async def test_any_chunk_size_gives_what_inserting_one_by_one_gives(
     connection: asyncpg.Connection,
-    sessions: async_sessionmaker[AsyncSession],
-    database_url: str,
+    bench: Bench,
     trigger: str,
     rows: list[dict[str, Any]],
     chunk_rows: int,
@@ -226,7 +222,7 @@ async def test_any_chunk_size_gives_what_inserting_one_by_one_gives(
     await connection.execute("DROP FUNCTION IF EXISTS meddle CASCADE;" + trigger)
     await _same(
         connection,
-        Bench(sessions, database_url),
+        bench,
         rows,
         chunk_rows=chunk_rows,
         on_conflict=on_conflict,
@@ -243,8 +239,7 @@ async def test_any_chunk_size_gives_what_inserting_one_by_one_gives(
 )
 async def test_rows_that_only_the_database_refuses_are_refused_alone_and_by_name(
     connection: asyncpg.Connection,
-    sessions: async_sessionmaker[AsyncSession],
-    database_url: str,
+    bench: Bench,
     rows: list[dict[str, Any]],
     chunk_rows: int,
     on_conflict: str,
@@ -252,7 +247,7 @@ async def test_rows_that_only_the_database_refuses_are_refused_alone_and_by_name
 ) -> None:
     await _same(
         connection,
-        Bench(sessions, database_url),
+        bench,
         rows,
         chunk_rows=chunk_rows,
         on_conflict=on_conflict,

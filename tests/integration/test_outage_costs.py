@@ -1,7 +1,6 @@
 """What an outage of PostgreSQL costs a job."""
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
@@ -14,11 +13,9 @@ GONE = """
 
 
 async def test_an_outage_costs_no_attempt_until_the_job_is_too_old_for_that(
-    sessions: async_sessionmaker[AsyncSession], database_url: str
+    bench: Bench, connection: asyncpg.Connection
 ) -> None:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     await connection.execute(GONE)
-    bench = Bench(sessions, database_url)
     executor = await bench.register()
     payload = InsertRows(table="team", rows=[{"name": "Red"}])
     job_id = (await bench.producer.enqueue(payload, attempts=1)).job_id
@@ -34,4 +31,3 @@ async def test_an_outage_costs_no_attempt_until_the_job_is_too_old_for_that(
     await executor.deliver(job_id)
     done = await bench.job(job_id)
     assert (done.state, done.reason) == ("failed", "attempts_exhausted")
-    await connection.close()

@@ -9,12 +9,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from tests.command_line import Cli, logging_left_as_it_was, make_cli, sentence
+from tests.stage import connected
 from tests.workers import ROOT
 
 FOOTBALL = ROOT.parent / "shared" / "data" / "football-transfers.csv.gz"
@@ -40,11 +40,8 @@ def cli(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 def query(database_url: str, sql: str) -> list[Any]:
     async def fetch() -> list[Any]:
-        connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
-        try:
+        async with connected(database_url) as connection:
             return [tuple(row) for row in await connection.fetch(sql)]
-        finally:
-            await connection.close()
 
     return asyncio.run(fetch())
 

@@ -1,7 +1,7 @@
 """Every queued job is heard of sooner or later, whatever Redis has lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,28 +17,15 @@ from jobs._declaration import discover_jobs
 from jobs._producer import Producer
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import until
 from worker import relay as relay_module
-from worker.embedded import EmbeddedValkey, embedded_valkey
+from worker.embedded import EmbeddedValkey
 from worker.redis_pool import make_redis
 from worker.relay import Relay
 
 Sessions = async_sessionmaker[AsyncSession]
 NOTICED_WITHIN_S = 5.0
-
-
-@pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
-    async with stage_on(database_url) as stage:
-        yield stage
-
-
-@pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    """One of the test's own, to be stopped and emptied."""
-    with embedded_valkey() as valkey:
-        yield valkey
 
 
 @pytest.fixture
@@ -272,8 +259,3 @@ async def test_rings_of_jobs_that_have_ended_are_swept_out(
 
         await until(swept, "only the ring of the ended job is gone")
     assert await redis.exists(f"arq:job:{ended}:1") == 0
-
-
-@pytest.fixture
-def bench(sessions: Sessions, database_url: str) -> Bench:
-    return Bench(sessions, database_url, discover_jobs(SAMPLE_JOBS))

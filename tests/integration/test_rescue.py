@@ -20,7 +20,7 @@ from jobs._declaration import discover_jobs
 from jobs._producer import Producer
 from tests.proxy import proxied
 from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import SAMPLE_JOBS, Stage, connected
 from tests.workers import until
 from worker import rescue as rescue_module
 from worker.rescue import Rescue
@@ -30,19 +30,18 @@ LOST_AFTER_S = 0.2
 
 
 @pytest.fixture
-async def stage(database_url: str) -> AsyncIterator[Stage]:
+async def stage(stage: Stage) -> Stage:
     """A stage on a server that no longer counts as just started."""
-    async with stage_on(database_url) as stage:
 
-        async def old_enough() -> bool:
-            return bool(
-                await stage.value(
-                    "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '0.5 s'"
-                )
+    async def old_enough() -> bool:
+        return bool(
+            await stage.value(
+                "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '0.5 s'"
             )
+        )
 
-        await until(old_enough, "the server is no longer young")
-        yield stage
+    await until(old_enough, "the server is no longer young")
+    return stage
 
 
 class Scene:
@@ -310,9 +309,6 @@ async def test_one_kind_of_tidying_that_is_held_up_does_not_stop_the_others(scen
 
 @asynccontextmanager
 async def idempotency_locked(scene: Scene) -> AsyncIterator[None]:
-    stranger = await asyncpg.connect(scene.dsn)
-    try:
+    async with connected(scene.dsn) as stranger:
         await stranger.execute("BEGIN; LOCK TABLE bulwark.idempotency")
         yield
-    finally:
-        await stranger.close()

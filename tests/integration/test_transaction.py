@@ -19,6 +19,7 @@ from db.models.team import Team
 from db.retry import Budget, Fault, sqlstate
 from db.transaction import transaction
 from tests.proxy import Cut, Proxy, proxied
+from tests.stage import connected
 from worker.embedded import EmbeddedPostgres, embedded_postgres
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -64,24 +65,18 @@ class Database:
     """The database from beside: on connections of its own, whatever the tested ones suffer."""
 
     def __init__(self, url: str) -> None:
-        self._dsn = url.replace("+asyncpg", "")
+        self._url = url
 
     async def run(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(self._dsn)
-        try:
+        async with connected(self._url) as connection:
             if arguments:
                 return list(await connection.fetch(sql, *arguments))
             await connection.execute(sql)
             return []
-        finally:
-            await connection.close()
 
     async def value(self, sql: str) -> Any:
-        connection = await asyncpg.connect(self._dsn)
-        try:
+        async with connected(self._url) as connection:
             return await connection.fetchval(sql)
-        finally:
-            await connection.close()
 
     async def effects(self) -> int:
         return int(await self.value("SELECT count(*) FROM effect"))
@@ -92,13 +87,9 @@ class Database:
 
     async def until(self, sql: str) -> None:
         """Ask again and again until the answer is yes; each question takes a round trip."""
-        connection = await asyncpg.connect(self._dsn)
-        try:
-            async with asyncio.timeout(DEADLINE_S):
-                while not await connection.fetchval(sql):
-                    pass
-        finally:
-            await connection.close()
+        async with connected(self._url) as connection, asyncio.timeout(DEADLINE_S):
+            while not await connection.fetchval(sql):
+                pass
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from db.ledger.audit import Keys
@@ -253,12 +253,9 @@ async def insert_in_bulk(
 
 
 @pytest.fixture
-async def bench(
-    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], database_url: str
-) -> Bench:
-    async with engine.begin() as connection:
-        await connection.run_sync(unusual_models.metadata.create_all)
-    return Bench(sessions, database_url, models=MODELS)
+def bench(bench: Bench, unusual_tables: None) -> Bench:
+    bench.models = MODELS
+    return bench
 
 
 @pytest.mark.parametrize("on_conflict", ["reject", "skip"])

@@ -5,17 +5,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
 
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture
-def bench(sessions: async_sessionmaker[AsyncSession], database_url: str) -> Bench:
-    return Bench(sessions, database_url)
 
 
 async def run(bench: Bench, rows: Rows, **options: Any) -> tuple[Mapping[str, int], Any]:

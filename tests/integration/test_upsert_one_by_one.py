@@ -3,8 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -14,8 +13,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db.models.hero import HeroCreate
 from db.models.team import TeamCreate
@@ -23,6 +20,7 @@ from db.registry import discover_models
 from jobs.insert_rows import InsertRows
 from tests import unusual_models
 from tests.inprocess import Bench
+from tests.stage import connected
 from tests.workers import until
 
 Row = dict[str, Any]
@@ -458,20 +456,15 @@ requests = st.builds(
 
 
 @pytest.fixture
-async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+async def connection(connection: asyncpg.Connection) -> asyncpg.Connection:
     await connection.execute(NOT_THIRTEEN)
-    yield connection
-    await connection.close()
+    return connection
 
 
 @pytest.fixture
-async def bench(
-    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], database_url: str
-) -> Bench:
-    async with engine.begin() as own:
-        await own.run_sync(unusual_models.metadata.create_all)
-    return Bench(sessions, database_url, models=discover_models([unusual_models.__name__]))
+def bench(bench: Bench, unusual_tables: None) -> Bench:
+    bench.models = discover_models([unusual_models.__name__])
+    return bench
 
 
 def payload_for(kind: Kind, rows: list[Row], request: Request, chunk_rows: int) -> InsertRows:
@@ -697,16 +690,14 @@ async def test_a_sequence_that_lags_behind_its_table_gets_rows_refused_and_no_jo
 
 
 async def test_a_clash_with_a_row_committed_meanwhile_is_judged_anew(
-    connection: asyncpg.Connection, bench: Bench
+    connection: asyncpg.Connection, bench: Bench, database_url: str
 ) -> None:
     await heroes_there(connection, OF_A_AND_B)
     rows: list[Row] = [
         {"name": "Ann", "external_id": "A", "email": None},
         {"name": "Bob", "external_id": "B", "email": "b@x.org"},
     ]
-    async with AsyncExitStack() as stack:
-        other = await asyncpg.connect(dsn=connection_url(bench))
-        stack.push_async_callback(other.close)
+    async with connected(database_url) as other:
         writing = other.transaction()
         await writing.start()
         await other.execute("INSERT INTO hero (name, email) VALUES ('Eve', 'b@x.org')")
@@ -716,11 +707,6 @@ async def test_a_clash_with_a_row_committed_meanwhile_is_judged_anew(
         await writing.commit()
         told = await importing
     assert told.refused == [(2, "ambiguous_match")]
-
-
-def connection_url(bench: Bench) -> str:
-    url: URL = bench.sessions.kw["bind"].url
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 async def _waits(connection: asyncpg.Connection) -> bool:

@@ -1,11 +1,8 @@
 """The command line inside the tests' own process, away from every setting but those given."""
 
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import structlog
 from typer.testing import CliRunner, Result
 
 from tests.workers import environment
@@ -31,14 +28,3 @@ def sentence(result: Result) -> str:
     assert line.startswith("bulwark: ")
     assert result.stdout == ""
     return line.removeprefix("bulwark: ")
-
-
-@contextmanager
-def logging_left_as_it_was() -> Iterator[None]:
-    """The command line configures the logging of its process, which is the tests' here."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
-    yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
-    structlog.reset_defaults()

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
+import structlog
 from alembic import command
 from alembic.config import Config
 from arq.connections import ArqRedis
@@ -25,10 +27,9 @@ from tests import unusual_models
 from tests.arq_side import plain_client
 from tests.inprocess import Bench
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
-from tests.workers import Start, workers
+from tests.workers import ROOT, Start, WorkerProcess, environment, workers
 from worker.embedded import Embedded, EmbeddedValkey, embedded_servers, embedded_valkey
 
-ROOT = Path(__file__).parents[1]
 TEMPLATE = "template_bulwark"
 
 _numbers = itertools.count()
@@ -133,10 +134,33 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
+def env(database_url: str, redis_url: str) -> dict[str, str]:
+    """The environment of a process that works on the test's servers."""
+    return environment(database_url, redis_url)
+
+
+@pytest.fixture
+def worker(env: dict[str, str], start: Start) -> WorkerProcess:
+    """A worker on the test's servers, as it is without further settings."""
+    return start(env)
+
+
+@pytest.fixture
 def valkey() -> Iterator[EmbeddedValkey]:
     """One of the test's own, to be stopped and emptied."""
     with embedded_valkey() as valkey:
         yield valkey
+
+
+@pytest.fixture
+def logging_left_as_it_was() -> Iterator[None]:
+    """The command line configures the logging of its process, which is the tests' here."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+    structlog.reset_defaults()
 
 
 def _database_url(servers: Embedded, name: str) -> str:
@@ -145,12 +169,9 @@ def _database_url(servers: Embedded, name: str) -> str:
 
 
 def _administer(servers: Embedded, statement: str) -> None:
-    asyncio.run(_execute(servers.database_url.replace("+asyncpg", ""), statement))
+    asyncio.run(_execute(servers.database_url, statement))
 
 
-async def _execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
+async def _execute(url: str, statement: str) -> None:
+    async with connected(url) as connection:
         await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from tests.wire import Carrier, listening
+
 COMMIT = b"COMMIT;\x00"  # the end of asyncpg's simple query message
 _BLOCK_BYTES = 65536
 
@@ -21,13 +23,13 @@ class Cut(Enum):
     CLIENT = "the client is cut off while the server is still at it"
 
 
-class Proxy:
+class Proxy(Carrier):
     """Forwards to a Unix socket, and cuts where it has been told to."""
 
     def __init__(self, socket_path: Path) -> None:
+        super().__init__()
         self._socket_path = socket_path
         self._armed: list[tuple[bytes, Cut]] = []
-        self._conversations: set[asyncio.Task[None]] = set()
         self._held_at: bytes | None = None
         self._released = asyncio.Event()
         self.cuts: list[Cut] = []
@@ -51,18 +53,6 @@ class Proxy:
             self._held_at = None
             self.holds.set()
             await self._released.wait()
-
-    def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
-        """Carry one connection until either side ends it."""
-        conversation = asyncio.create_task(self._carry(client, to_client))
-        self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
-
-    async def close(self) -> None:
-        """Cut every connection that is still open."""
-        for conversation in self._conversations:
-            conversation.cancel()
-        await asyncio.gather(*self._conversations, return_exceptions=True)
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
         server, to_server = await asyncio.open_unix_connection(self._socket_path)
@@ -126,15 +116,9 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     """A proxy, and the URL that leads through it to the same database."""
     url = make_url(database_url)
     proxy = Proxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.query.get('port', '5432')}")
-    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
-    try:
+    async with listening(proxy) as port:
+        through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
         yield (
             proxy,
             through.update_query_dict({"ssl": "disable"}).render_as_string(hide_password=False),
         )
-    finally:
-        server.close()
-        await proxy.close()
-        await server.wait_closed()

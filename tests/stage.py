@@ -6,6 +6,8 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from tests.sample_jobs.act_out import GATE, NOTES
 from tests.workers import until
@@ -86,3 +88,16 @@ async def connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         yield connection
     finally:
         await connection.close()
+
+
+async def waiting_for_a_lock(sessions: async_sessionmaker[AsyncSession]) -> bool:
+    """Whether a statement in this database waits for another transaction."""
+    async with sessions() as session:
+        return bool(
+            await session.scalar(
+                sa.text(
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+            )
+        )

@@ -1,6 +1,7 @@
-"""A TCP wire to Redis that counts round trips, and can be cut off without either end noticing."""
+"""TCP wires; the one to Redis counts round trips, and can go dead unnoticed by either end."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,12 +10,45 @@ from urllib.parse import urlsplit
 _BLOCK_BYTES = 65536
 
 
-class Wire:
+class Carrier(ABC):
+    """Accepts connections and carries each until either side ends it."""
+
+    def __init__(self) -> None:
+        self._conversations: set[asyncio.Task[None]] = set()
+
+    def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
+        conversation = asyncio.create_task(self._carry(client, to_client))
+        self._conversations.add(conversation)
+        conversation.add_done_callback(self._conversations.discard)
+
+    @abstractmethod
+    async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None: ...
+
+    async def close(self) -> None:
+        """Cut every connection that is still open."""
+        for conversation in self._conversations:
+            conversation.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+
+@asynccontextmanager
+async def listening(carrier: Carrier) -> AsyncIterator[int]:
+    """Let it accept connections, at the port that is given."""
+    server = await asyncio.start_server(carrier.accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await carrier.close()
+        await server.wait_closed()
+
+
+class Wire(Carrier):
     """Carries connections to a server; those open at a `hush` never carry anything again."""
 
     def __init__(self, host: str, port: int) -> None:
+        super().__init__()
         self._address = (host, port)
-        self._conversations: set[asyncio.Task[None]] = set()
         self._hushed = asyncio.Event()
         self.round_trips = 0
 
@@ -26,19 +60,8 @@ class Wire:
         """Carry new connections again."""
         self._hushed = asyncio.Event()
 
-    def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
-        conversation = asyncio.create_task(self._carry(client, to_client, self._hushed))
-        self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
-
-    async def close(self) -> None:
-        for conversation in self._conversations:
-            conversation.cancel()
-        await asyncio.gather(*self._conversations, return_exceptions=True)
-
-    async def _carry(
-        self, client: StreamReader, to_client: StreamWriter, hushed: asyncio.Event
-    ) -> None:
+    async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
+        hushed = self._hushed
         server, to_server = await asyncio.open_connection(*self._address)
         asked = asyncio.Event()
 
@@ -70,11 +93,5 @@ async def wired(redis_url: str) -> AsyncIterator[tuple[Wire, str]]:
     """A wire, and the URL that leads through it to the same Redis."""
     url = urlsplit(redis_url)
     wire = Wire(str(url.hostname), url.port or 6379)
-    server = await asyncio.start_server(wire.accept, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(wire) as port:
         yield wire, f"redis://127.0.0.1:{port}{url.path}"
-    finally:
-        server.close()
-        await wire.close()
-        await server.wait_closed()

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,15 +20,33 @@ T = TypeVar("T")
 
 def environment(database_url: str, redis_url: str, **settings: str) -> dict[str, str]:
     """The environment of a process that works on these servers, without any other setting."""
+    return environment_of(database_url=database_url, redis_url=redis_url, **settings)
+
+
+def environment_of(**settings: str) -> dict[str, str]:
+    """The environment of a process of the project that has these settings alone."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("BULWARK_")}
     given = {f"BULWARK_{name.upper()}": value for name, value in settings.items()}
-    return {
-        **inherited,
-        "PYTHONPATH": str(ROOT),
-        "BULWARK_DATABASE_URL": database_url,
-        "BULWARK_REDIS_URL": redis_url,
-        **given,
-    }
+    return {**inherited, "PYTHONPATH": str(ROOT), **given}
+
+
+def run_python(
+    *words: str, env: Mapping[str, str], folder: Path = ROOT, timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run Python until it ends by itself, and return what it said."""
+    return subprocess.run(
+        [sys.executable, *words],
+        env=dict(env),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+run_bulwark = partial(run_python, "-m", "worker.cli")
+"""The command line in a process of its own."""
 
 
 class WorkerProcess:

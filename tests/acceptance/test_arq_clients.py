@@ -19,7 +19,7 @@ from jobs import discover_jobs
 from tests.arq_side import working
 from tests.inprocess import Bench
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import ROOT, environment, until, workers
+from tests.workers import ROOT, environment, run_bulwark, until
 
 PAGE = (ROOT / "docs/arq-clients.md").read_text()
 SNIPPET = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -39,16 +39,11 @@ class Bulwark:
         self._env = environment(database_url, redis_url, job_modules=",".join(SAMPLE_JOBS))
 
     async def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(self._run, [sys.executable, "-m", "worker.cli", *words])
+        return await asyncio.to_thread(run_bulwark, *words, env=self._env, folder=self._folder)
 
     async def parked(self) -> list[dict[str, Any]]:
         listed = await self("parked", "--json")
         return [json.loads(line) for line in listed.stdout.splitlines()]
-
-    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env=self._env, cwd=self._folder, capture_output=True, text=True, check=False
-        )
 
 
 @pytest.fixture
@@ -56,21 +51,19 @@ def bulwark(tmp_path: Path, database_url: str, redis_url: str) -> Bulwark:
     return Bulwark(tmp_path, database_url, redis_url)
 
 
+@pytest.mark.usefixtures("worker")
 async def test_the_documented_client_enqueues_a_job_without_knowing_bulwark(
-    stage: Stage, database_url: str, redis_url: str, tmp_path: Path
+    stage: Stage, env: dict[str, str], redis_url: str, tmp_path: Path
 ) -> None:
     assert SNIPPET is not None
-    env = environment(database_url, redis_url) | {"REDIS_URL": redis_url, "PYTHONPATH": ""}
-    with workers(tmp_path) as start:
-        start(environment(database_url, redis_url))
-        await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-I", "-c", SNIPPET.group(1)],
-            env=env,
-            cwd=tmp_path,
-            check=True,
-        )
-        await until(lambda: stage.value("SELECT count(*) FROM team"), "the row is inserted")
+    await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-I", "-c", SNIPPET.group(1)],
+        env=env | {"REDIS_URL": redis_url, "PYTHONPATH": ""},
+        cwd=tmp_path,
+        check=True,
+    )
+    await until(lambda: stage.value("SELECT count(*) FROM team"), "the row is inserted")
     assert await stage.value("SELECT name FROM team") == "Red"
     assert await stage.value("SELECT kind FROM bulwark.job") == "insert_rows"
 

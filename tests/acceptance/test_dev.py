@@ -1,104 +1,112 @@
 """`bulwark dev` as a user runs it: an import from another terminal, Ctrl-C, and again."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.workers import environment_of, run_bulwark
 
-
-def bulwark(folder: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "worker.cli", *words],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+EXPORT = re.compile(r"export (BULWARK_\w+)='?([^']*)'?\n")
+PASSWORD = "not-to-be-shown"
 
 
-@pytest.fixture
-def plain_environment() -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("BULWARK_")}
-    return {**inherited, "PYTHONPATH": str(ROOT)}
+@dataclass
+class Said:
+    """What `bulwark dev` said, and the processes that it had started by then."""
+
+    lines: list[str] = field(default_factory=list)
+    below: list[psutil.Process] = field(default_factory=list)
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The settings for other terminals."""
+        found = (EXPORT.fullmatch(line) for line in self.lines)
+        return {export[1]: export[2] for export in found if export}
 
 
 @contextmanager
-def development(folder: Path, env: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Run `bulwark dev`, give what it prints for other terminals, then press Ctrl-C."""
+def development(
+    folder: Path,
+    *,
+    ready: str = "The worker starts",
+    number: signal.Signals = signal.SIGINT,
+    **given: str,
+) -> Iterator[Said]:
+    """Run `bulwark dev` until it is ready, then tell it to stop; it ends well, and tells all."""
+    said = Said()
     with subprocess.Popen(
         [sys.executable, "-m", "worker.cli", "dev"],
         cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as dev:
-        assert dev.stdout is not None
-        exports = {}
-        for line in dev.stdout:
-            if found := re.fullmatch(r"export (BULWARK_\w+)='?([^']*)'?\n", line):
-                exports[found[1]] = found[2]
-            if "The worker starts" in line:
-                break
-        below = psutil.Process(dev.pid).children(recursive=True)
-        try:
-            yield exports
-        finally:
-            dev.send_signal(signal.SIGINT)
-            rest = dev.stdout.read()
-    assert dev.returncode == 0, rest
-    assert len(below) >= 3
-    assert [one for one in below if one.is_running()] == []
-
-
-def test_dev_needs_nothing_keeps_the_data_and_leaves_no_process(
-    tmp_path: Path, plain_environment: dict[str, str]
-) -> None:
-    (tmp_path / "teams.csv").write_text("name\nRed\nBlue\n")
-    with development(tmp_path, plain_environment) as exports:
-        assert set(exports) == {"BULWARK_DATABASE_URL", "BULWARK_REDIS_URL"}
-        env = plain_environment | exports
-        done = bulwark(tmp_path, env, "import", "team", "teams.csv", "--follow", "--json")
-    with development(tmp_path, plain_environment) as exports:
-        listed = bulwark(tmp_path, plain_environment | exports, "jobs", "--json")
-
-    assert json.loads(done.stdout)["verdicts"] == {"inserted": 2}
-    assert json.loads(listed.stdout)["job_id"] == json.loads(done.stdout)["job_id"]
-    assert [path.name for path in tmp_path.glob(".b*")] == [".bulwark"]
-
-
-def test_dev_uses_the_servers_that_are_given(
-    tmp_path: Path, plain_environment: dict[str, str], database_url: str, redis_url: str
-) -> None:
-    given = {"BULWARK_DATABASE_URL": database_url, "BULWARK_REDIS_URL": redis_url}
-    with subprocess.Popen(
-        [sys.executable, "-m", "worker.cli", "dev"],
-        cwd=tmp_path,
-        env=plain_environment | given,
+        env=environment_of(**given),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as dev:
         assert dev.stdout is not None
         for line in dev.stdout:
-            if "worker.started" in line:
+            said.lines.append(line)
+            if ready in line:
                 break
-        below = psutil.Process(dev.pid).children(recursive=True)
-        dev.send_signal(signal.SIGTERM)
-        rest = dev.stdout.read()
+        said.below += psutil.Process(dev.pid).children(recursive=True)
+        try:
+            yield said
+        finally:
+            dev.send_signal(number)
+            said.lines += dev.stdout
+    assert dev.returncode == 0, "".join(said.lines)
 
-    assert dev.returncode == 0, rest
-    assert len(below) == 1
+
+def test_dev_needs_nothing_keeps_the_data_and_leaves_no_process(tmp_path: Path) -> None:
+    (tmp_path / "teams.csv").write_text("name\nRed\nBlue\n")
+    with development(tmp_path) as first:
+        assert set(first.exports) == {"BULWARK_DATABASE_URL", "BULWARK_REDIS_URL"}
+        words = ("import", "team", "teams.csv", "--follow", "--json")
+        done = run_bulwark(*words, env=environment_of() | first.exports, folder=tmp_path)
+    with development(tmp_path) as second:
+        listed = run_bulwark(
+            "jobs", "--json", env=environment_of() | second.exports, folder=tmp_path
+        )
+
+    assert json.loads(done.stdout)["verdicts"] == {"inserted": 2}
+    assert json.loads(listed.stdout)["job_id"] == json.loads(done.stdout)["job_id"]
+    assert [path.name for path in tmp_path.glob(".b*")] == [".bulwark"]
+    for said in (first, second):
+        assert len(said.below) >= 3
+        assert [one for one in said.below if one.is_running()] == []
+
+
+def test_dev_uses_the_servers_that_are_given(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> None:
+    with development(
+        tmp_path,
+        ready="worker.started",
+        number=signal.SIGTERM,
+        database_url=database_url,
+        redis_url=redis_url,
+    ) as said:
+        assert len(said.below) == 1
+
     assert not (tmp_path / ".bulwark" / "postgresql").exists()
+
+
+def test_dev_prints_the_address_of_its_own_server_and_not_of_the_one_that_was_given(
+    tmp_path: Path, database_url: str
+) -> None:
+    given = database_url.replace("postgres@", f"postgres:{PASSWORD}@")
+    assert PASSWORD in given
+    with development(tmp_path, ready="worker.started", database_url=given) as said:
+        pass
+
+    text = "".join(said.lines)
+    assert "export BULWARK_REDIS_URL=redis://" in text
+    assert "BULWARK_DATABASE_URL" not in text
+    assert PASSWORD not in text

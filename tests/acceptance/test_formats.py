@@ -18,24 +18,20 @@ import sqlalchemy as sa
 from backports import zstd
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from tests.football import (
+    ARRIVALS_AS_HEROES,
+    arrivals_in,
+    first_of_each_player,
+    needs_data,
+    read_records,
+)
 from tests.object_store import object_store
 from tests.workers import ROOT, environment, workers
 
-DATA = ROOT.parent / "shared" / "data" / "football-transfers.csv.gz"
-
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"the real input {DATA.name} is not here")
+pytestmark = needs_data
 
 PREFIX_RECORDS = 3_000
-OPTIONS = [
-    *("--where", "movement=in", "--map", "club=team.name"),
-    *("--map", "external_id={name}|{nationality}|{position}"),
-    *("--on-conflict", "skip", "--ignore-unknown", "--follow", "--json"),
-]
-
-
-def read_records() -> list[dict[str, str]]:
-    with gzip.open(DATA, "rt", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+OPTIONS = (*ARRIVALS_AS_HEROES, "--on-conflict", "skip", "--follow", "--json")
 
 
 def as_csv(records: list[dict[str, str]], delimiter: str = ",", encoding: str = "utf-8") -> bytes:
@@ -85,15 +81,9 @@ NAMES = [f"{kind}{end}" for kind in FORMATS for end in PACKED if kind != "parque
 
 def clubs_and_players(records: list[dict[str, str]]) -> tuple[set[str], list[tuple[Any, ...]], int]:
     """What a person would say is in the records: clubs, players by first record, and how many."""
-    players: dict[str, tuple[Any, ...]] = {}
-    count = 0
-    for record in records:
-        if record["movement"] == "in":
-            count += 1
-            key = f"{record['name']}|{record['nationality']}|{record['position']}"
-            age = int(float(record["age"])) if record["age"] else None
-            players.setdefault(key, (record["name"], age, key, record["club"]))
-    return {record["club"] for record in records}, list(players.values()), count
+    arrivals = arrivals_in(records)
+    clubs = {record["club"] for record in records}
+    return clubs, list(first_of_each_player(arrivals)), len(arrivals)
 
 
 class Town:
@@ -188,24 +178,16 @@ async def test_the_first_records_are_the_same_rows_whatever_they_come_as(
             assert way == wanted
 
 
+@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize("name", ["ndjson.zst", "parquet"])
 async def test_all_records_are_the_same_rows_as_the_csv_module_reads(
-    database_url: str,
-    redis_url: str,
-    sessions: async_sessionmaker[AsyncSession],
-    tmp_path: Path,
-    name: str,
+    env: dict[str, str], sessions: async_sessionmaker[AsyncSession], tmp_path: Path, name: str
 ) -> None:
     records = read_records()
     clubs, players, count = clubs_and_players(records)
-    env = environment(database_url, redis_url)
     kind, _, end = name.partition(".")
-    with workers(tmp_path) as start:
-        start(env)
-        town = Town(sessions, env, tmp_path)
-        await town.found_clubs(clubs)
-        path = town.write(
-            f"transfers.{name}", PACKED[f".{end}" if end else ""](FORMATS[kind](records))
-        )
-        verdicts = {"inserted": len(players), "skipped": count - len(players)}
-        assert await town.imported(path) == (players, verdicts)
+    town = Town(sessions, env, tmp_path)
+    await town.found_clubs(clubs)
+    path = town.write(f"transfers.{name}", PACKED[f".{end}" if end else ""](FORMATS[kind](records)))
+    verdicts = {"inserted": len(players), "skipped": count - len(players)}
+    assert await town.imported(path) == (players, verdicts)

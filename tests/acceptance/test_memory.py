@@ -5,8 +5,6 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.workers import ROOT, environment, workers
+from tests.workers import WorkerProcess, run_bulwark
 
 ROWS = int(os.environ.get("MEASURED_ROWS", "200000"))
 COLUMNS = ("name", "age", "email", "external_id", "team")
@@ -67,8 +65,8 @@ def peak_bytes(pid: int) -> int:
 async def test_a_worker_imports_a_file_of_any_size_with_less_than_200_megabytes(
     kind: str,
     connection: asyncpg.Connection,
-    database_url: str,
-    redis_url: str,
+    worker: WorkerProcess,
+    env: dict[str, str],
     tmp_path: Path,
 ) -> None:
     await connection.execute(
@@ -76,23 +74,15 @@ async def test_a_worker_imports_a_file_of_any_size_with_less_than_200_megabytes(
     )
     path = tmp_path / f"heroes.{kind}"
     await asyncio.to_thread(WRITERS[kind], path)
-    env = environment(database_url, redis_url)
-    with workers(tmp_path) as start:
-        worker = start(env)
-        told = await asyncio.to_thread(imported, path, env)
-        assert told["verdicts"] == {"inserted": ROWS - ROWS // 100, "rejected": ROWS // 100}
-        assert peak_bytes(worker.pid) < 200_000_000
+    told = await asyncio.to_thread(imported, path, env)
+    assert told["verdicts"] == {"inserted": ROWS - ROWS // 100, "rejected": ROWS // 100}
+    assert peak_bytes(worker.pid) < 200_000_000
 
 
 def imported(path: Path, env: dict[str, str]) -> dict[str, Any]:
     """The report of a job that imported the file."""
     words = ["import", "hero", str(path), "--map", "team=team.name", "--follow", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", *words],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
+    done = run_bulwark(*words, env=env, timeout_s=600.0)
+    assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report

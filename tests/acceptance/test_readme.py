@@ -2,11 +2,9 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.workers import ROOT, environment, workers
+from tests.workers import ROOT, environment, run_python, workers
 
 README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
@@ -35,15 +33,7 @@ def test_the_model_and_the_job_of_the_readme_are_two_new_files_and_work(
     env = environment(database_url, redis_url) | {"PYTHONPATH": str(project)}
 
     def run(*command: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            env=env,
-            cwd=project,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_python("-m", *command, env=env, folder=project)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
-from tests.workers import ROOT, environment, until, workers
+from tests.workers import ROOT, environment, until
 from worker.watched_folder import ACCEPTED, FAILED, TAKEN
 
 INTERVAL_S = 0.1
@@ -135,24 +135,18 @@ async def test_what_is_there_and_what_arrives_is_imported(
     assert watcher.errors.read_text() == ""
 
 
+@pytest.mark.usefixtures("worker")
 async def test_the_rows_of_a_watched_file_go_into_the_table(
-    watch: Watch,
-    folder: Path,
-    connection: asyncpg.Connection,
-    database_url: str,
-    redis_url: str,
-    tmp_path: Path,
+    watch: Watch, folder: Path, connection: asyncpg.Connection
 ) -> None:
     drop(folder, "teams.csv", "club\nRed\nBlue\n")
-    with workers(tmp_path) as start:
-        start(environment(database_url, redis_url))
-        assert watch("--once", "--map", "club=name").wait() == 0
+    assert watch("--once", "--map", "club=name").wait() == 0
 
-        async def teams() -> bool:
-            rows = await connection.fetch("SELECT name FROM team ORDER BY id")
-            return [row["name"] for row in rows] == ["Red", "Blue"]
+    async def teams() -> bool:
+        rows = await connection.fetch("SELECT name FROM team ORDER BY id")
+        return [row["name"] for row in rows] == ["Red", "Blue"]
 
-        await until(teams, "both teams are there")
+    await until(teams, "both teams are there")
 
 
 async def test_a_bad_file_is_put_aside_with_its_reason_and_stops_no_other(
@@ -291,25 +285,19 @@ async def has_told(watcher: Watcher, number: int) -> bool:
     return len(watcher.told()) >= number
 
 
+@pytest.mark.usefixtures("worker")
 async def test_a_file_whose_job_failed_can_be_sent_again(
-    watch: Watch,
-    folder: Path,
-    connection: asyncpg.Connection,
-    database_url: str,
-    redis_url: str,
-    tmp_path: Path,
+    watch: Watch, folder: Path, connection: asyncpg.Connection
 ) -> None:
     failed = "SELECT count(*) FROM bulwark.job WHERE state = 'failed'"
-    with workers(tmp_path) as start:
-        start(environment(database_url, redis_url))
-        watch("--on-invalid", "abort")
-        for number in (1, 2):
-            drop(folder, "a.csv", "name,roster_limit\nRed,-1\n")
+    watch("--on-invalid", "abort")
+    for number in (1, 2):
+        drop(folder, "a.csv", "name,roster_limit\nRed,-1\n")
 
-            async def has_failed(wanted: int = number) -> bool:
-                return bool(await connection.fetchval(failed) == wanted)
+        async def has_failed(wanted: int = number) -> bool:
+            return bool(await connection.fetchval(failed) == wanted)
 
-            await until(has_failed, f"{number} jobs have failed")
+        await until(has_failed, f"{number} jobs have failed")
 
     assert [name for name, _ in await jobs(connection)] == ["a.csv", "a.csv"]
 

@@ -9,11 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from jobs import Bell, Producer, discover_jobs
 from jobs._bell import queue_key
 from jobs._spooling import enqueue_file
-from tests.workers import environment, until, workers
+from tests.workers import Start, until
 
 
 async def test_a_running_job_does_not_stand_in_the_way_of_others_in_its_queue(
-    database_url: str, redis_url: str, sessions: async_sessionmaker[AsyncSession], tmp_path: Path
+    env: dict[str, str],
+    redis_url: str,
+    sessions: async_sessionmaker[AsyncSession],
+    start: Start,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "teams.csv"
     path.write_text("name\n" + "".join(f"Team {n}\n" for n in range(40_000)))
@@ -27,8 +31,7 @@ async def test_a_running_job_does_not_stand_in_the_way_of_others_in_its_queue(
         producer = Producer(sessions, discover_jobs(), Bell(redis))
         await enqueue_file(producer, path, {"table": "team", "chunk_rows": 100})
         assert await redis.zcard(queue_key("default")) == 1
-        with workers(tmp_path) as start:
-            worker = start(environment(database_url, redis_url))
-            await until(chunks_while_running, "the import is under way")
-            assert await redis.zcard(queue_key("default")) == 0
-            assert worker.running
+        worker = start(env)
+        await until(chunks_while_running, "the import is under way")
+        assert await redis.zcard(queue_key("default")) == 0
+        assert worker.running

@@ -19,7 +19,7 @@ from jobs._producer import Producer
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import Start, WorkerProcess, environment, until
+from tests.workers import Start, WorkerProcess, environment, run_bulwark, run_python, until
 from worker.embedded import embedded_valkey
 from worker.liveness import EXIT_OVERRUN, EXIT_SILENT
 
@@ -91,21 +91,6 @@ def plant(
     redis_url: str,
 ) -> Plant:
     return Plant(start, stage, sessions, (database_url, redis_url))
-
-
-def finish(
-    arguments: list[str], env: Mapping[str, str], folder: Path
-) -> subprocess.CompletedProcess[str]:
-    """Run Python until it ends by itself."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=dict(env),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @contextmanager
@@ -191,7 +176,7 @@ async def test_a_job_that_blocks_beyond_its_limit_ends_its_process(
         "from worker import liveness, main, settings; liveness.OVERRUN_GRACE_S = 0.5;"
         "main.run_worker(settings.load_settings())"
     )
-    ended = await asyncio.to_thread(finish, ["-c", code], plant.settings(), tmp_path)
+    ended = await asyncio.to_thread(run_python, "-c", code, env=plant.settings(), folder=tmp_path)
     assert ended.returncode == EXIT_OVERRUN
     assert '"worker.overrun"' in ended.stderr
     assert (await stage.row(job_id))["state"] == "running"
@@ -336,7 +321,7 @@ async def test_the_command_of_arq_gives_its_job_back_though_redis_is_gone(
 
 def refusal(settings: dict[str, str], folder: Path) -> str:
     """What `bulwark worker` says when it refuses: one sentence after its log."""
-    ended = finish(["-m", "worker.cli", "worker"], settings, folder)
+    ended = run_bulwark("worker", env=settings, folder=folder)
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     told = [line for line in ended.stderr.splitlines() if line.startswith("bulwark: ")]
@@ -385,7 +370,7 @@ def test_a_process_whose_beat_breaks_ends_rather_than_work_on_in_vain(tmp_path: 
         Liveness(uuid.uuid4(), broken, 0.1).start()
         threading.Event().wait(20)
     """
-    ended = finish(["-c", code], environment("", ""), tmp_path)
+    ended = run_python("-c", code, env=environment("", ""), folder=tmp_path)
     assert ended.returncode == EXIT_SILENT
     assert "worker.silent" in ended.stdout
     assert "ZeroDivisionError" in ended.stdout

@@ -16,10 +16,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from db.migrations import downgrade
-from tests.command_line import Cli, logging_left_as_it_was, make_cli, sentence
+from tests.command_line import Cli, make_cli, sentence
 from tests.conftest import new_database
 from tests.stage import connected
-from tests.workers import ROOT, environment, workers
+from tests.workers import ROOT, environment, run_bulwark, workers
 from worker.cli import app
 from worker.embedded import Embedded
 
@@ -42,11 +42,7 @@ NAMES = (
     *("parked", "models", "health"),
 )
 
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    with logging_left_as_it_was():
-        yield
+pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 
 
 @pytest.fixture
@@ -689,20 +685,8 @@ def test_health_tells_of_a_database_that_is_not_migrated(cli: Cli, database_url:
 # The process
 
 
-def run(words: list[str], env: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "worker.cli", *words],
-        env=env,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
 def test_a_worker_without_redis_ends_in_one_sentence(database_url: str, tmp_path: Path) -> None:
-    ended = run(["worker"], environment(database_url, NO_REDIS), tmp_path)
+    ended = run_bulwark("worker", env=environment(database_url, NO_REDIS), folder=tmp_path)
 
     assert ended.returncode == 3
     assert "Traceback" not in ended.stderr
@@ -710,7 +694,7 @@ def test_a_worker_without_redis_ends_in_one_sentence(database_url: str, tmp_path
 
 
 def test_a_worker_without_a_database_ends_in_one_sentence(redis_url: str, tmp_path: Path) -> None:
-    ended = run(["worker"], environment(NOWHERE, redis_url), tmp_path)
+    ended = run_bulwark("worker", env=environment(NOWHERE, redis_url), folder=tmp_path)
 
     assert ended.returncode == 3
     assert "Traceback" not in ended.stderr
@@ -718,10 +702,10 @@ def test_a_worker_without_a_database_ends_in_one_sentence(redis_url: str, tmp_pa
 
 
 def test_a_worker_refuses_a_database_that_is_not_at_head(
-    database_url: str, redis_url: str, tmp_path: Path
+    database_url: str, env: dict[str, str], tmp_path: Path
 ) -> None:
     downgrade(database_url, "base")
-    ended = run(["worker"], environment(database_url, redis_url), tmp_path)
+    ended = run_bulwark("worker", env=env, folder=tmp_path)
 
     assert ended.returncode == 4
     assert "Traceback" not in ended.stderr
@@ -729,13 +713,13 @@ def test_a_worker_refuses_a_database_that_is_not_at_head(
 
 
 def test_ctrl_c_while_following_leaves_the_job_alone(
-    cli: Cli, database_url: str, redis_url: str, in_tmp_path: Path
+    cli: Cli, env: dict[str, str], in_tmp_path: Path
 ) -> None:
     (in_tmp_path / "teams.csv").write_text(TEAMS)
     command = [sys.executable, "-m", "worker.cli", "import", "team", "teams.csv", "--follow"]
     with subprocess.Popen(
         command,
-        env=environment(database_url, redis_url),
+        env=env,
         cwd=in_tmp_path,
         stderr=subprocess.PIPE,
         text=True,

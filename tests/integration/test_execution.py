@@ -20,13 +20,12 @@ from jobs._declaration import Jobs, Outcome, Payload, chunked_job, discover_jobs
 from jobs._declaration import job as single_job
 from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
-from tests.conftest import ROOT
 from tests.inprocess import Bench
 from tests.proxy import Cut, proxied
 from tests.sample_jobs.act_out import ADD_NOTE, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import until
+from tests.workers import ROOT, until
 from worker import execution as execution_module
 from worker.embedded import embedded_postgres
 from worker.execution import Executor

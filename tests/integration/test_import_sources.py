@@ -2,7 +2,7 @@
 
 import asyncio
 import gzip
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -14,9 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from typer.testing import CliRunner, Result
 
 from db.ledger.job import job
-from tests.command_line import logging_left_as_it_was, sentence
+from tests.command_line import sentence
 from tests.object_store import object_store
-from tests.workers import environment
 from worker.cli import app
 from worker.exit_codes import ExitCode
 
@@ -25,16 +24,15 @@ Import = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
-def import_(database_url: str, redis_url: str) -> Iterator[Import]:
+def import_(env: dict[str, str], logging_left_as_it_was: None) -> Import:
     """`bulwark import team ...`, with what comes through stdin."""
 
     async def run(*words: str, stdin: bytes = b"", **more: str) -> Result:
-        env = environment(database_url, redis_url) | more
-        invoke = partial(CliRunner().invoke, app, ["import", "team", *words], input=stdin, env=env)
+        command = ["import", "team", *words]
+        invoke = partial(CliRunner().invoke, app, command, input=stdin, env=env | more)
         return await asyncio.to_thread(invoke)
 
-    with logging_left_as_it_was():
-        yield run
+    return run
 
 
 async def sources(sessions: async_sessionmaker[AsyncSession]) -> list[dict[str, Any]]:

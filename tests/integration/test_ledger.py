@@ -21,6 +21,7 @@ from db.ledger.verdict import RowVerdict
 from db.retry import sqlstate
 from db.transaction import transaction
 from jobs._producer import new_job_id
+from tests.stage import waiting_for_a_lock
 from tests.workers import until
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -93,14 +94,7 @@ class Ledger:
         return await self.do(lambda s: take_back.from_worker(s, worker_id))
 
     async def someone_waits_for_a_lock(self) -> None:
-        """Return once a statement in this database waits for another transaction."""
-        await until(
-            lambda: self.rows(
-                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-                " AND wait_event_type = 'Lock'"
-            ),
-            "a statement that waits for a lock",
-        )
+        await until(lambda: waiting_for_a_lock(self.sessions), "a statement waits for a lock")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import shlex
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tests.command_line import Cli, logging_left_as_it_was, make_cli, sentence
+from tests.command_line import Cli, make_cli, sentence
 from tests.stage import connected
 from tests.workers import ROOT
 
@@ -25,11 +24,7 @@ HEROES = (
     "Cid,cid@x.org,20,Nowhere,43\n"
 )
 
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    with logging_left_as_it_was():
-        yield
+pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from jobs import (
     job,
 )
 from tests.proxy import Cut, proxied
+from tests.stage import waiting_for_a_lock
 from tests.workers import until
 from worker.redis_pool import make_redis
 from worker.relay import Relay
@@ -630,18 +631,6 @@ async def test_two_transactions_with_one_key_at_the_same_time_make_one_job(
     assert (accepted.job_id == first.job_id) is committed
     assert [row.id for row in await shop.rows()] == [accepted.job_id]
     assert await shop.rung() == [accepted.job_id]
-
-
-async def waiting_for_a_lock(sessions: Sessions) -> bool:
-    async with sessions() as session:
-        return bool(
-            await session.scalar(
-                sa.text(
-                    "SELECT count(*) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                )
-            )
-        )
 
 
 # A lost answer

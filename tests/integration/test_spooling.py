@@ -22,6 +22,7 @@ from db.ledger.spool import spool
 from jobs import IdempotencyConflict, InputError, Producer, discover_jobs
 from jobs._spooling import PART_BYTES, enqueue_file
 from tests.proxy import Cut, proxied
+from tests.stage import waiting_for_a_lock
 from tests.workers import ROOT, until
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -149,18 +150,6 @@ async def test_job_and_parts_become_visible_in_one_moment(
         assert await counts(sessions) == (0, 0, 0)
     await spooling
     assert await counts(sessions) == (1, 1, 0)
-
-
-async def waiting_for_a_lock(sessions: Sessions) -> bool:
-    async with sessions() as session:
-        return bool(
-            await session.scalar(
-                sa.text(
-                    "SELECT count(*) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                )
-            )
-        )
 
 
 async def test_a_file_that_changes_between_the_two_passes_is_refused_with_nothing_left(

@@ -20,7 +20,7 @@ from db.registry import discover_models
 from jobs.insert_rows import InsertRows
 from tests import unusual_models
 from tests.inprocess import Bench
-from tests.stage import connected
+from tests.stage import connected, waiting_for_a_lock
 from tests.workers import until
 
 Row = dict[str, Any]
@@ -703,18 +703,12 @@ async def test_a_clash_with_a_row_committed_meanwhile_is_judged_anew(
         await other.execute("INSERT INTO hero (name, email) VALUES ('Eve', 'b@x.org')")
         payload = payload_for(HERO, rows, Request(), 1)
         importing = asyncio.create_task(in_chunks(connection, bench, HERO, payload))
-        await until(lambda: _waits(other), "the import waits for the other transaction")
+        await until(
+            lambda: waiting_for_a_lock(bench.sessions), "the import waits for the other transaction"
+        )
         await writing.commit()
         told = await importing
     assert told.refused == [(2, "ambiguous_match")]
-
-
-async def _waits(connection: asyncpg.Connection) -> bool:
-    return bool(
-        await connection.fetchval(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
-        )
-    )
 
 
 async def test_what_a_trigger_changes_beside_is_in_the_audit(

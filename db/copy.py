@@ -1,6 +1,7 @@
 """COPY into a table, on the connection and in the transaction of a session."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import asyncpg
@@ -64,7 +65,7 @@ async def copy_lines(
     table_name: str,
     schema_name: str | None,
     columns: Sequence[str],
-    lines: Sequence[str],
+    lines: Iterable[str],
 ) -> None:
     """COPY rows in as lines of the text format, newline included; RowFault as `copy_rows`."""
     connection = await asyncpg_connection(session)
@@ -80,6 +81,7 @@ async def copy_lines(
         raise RowFault(NOT_ENCODED, error) from error
 
 
-async def _blocks(lines: Sequence[str]) -> AsyncIterator[bytes]:
-    for start in range(0, len(lines), BLOCK_LINES):
-        yield "".join(lines[start : start + BLOCK_LINES]).encode()
+async def _blocks(lines: Iterable[str]) -> AsyncIterator[bytes]:
+    rest = iter(lines)
+    while block := "".join(islice(rest, BLOCK_LINES)):
+        yield block.encode()

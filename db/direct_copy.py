@@ -97,7 +97,8 @@ async def _copy(
         rows = ((keys[at], *records[at]) for at in batch.order)
         await copy_rows(session, table, schema, (name, *columns), rows)
     else:
-        lines = [f"{keys[at]}\t{batch.lines[at]}\n" for at in batch.order]
+        written = batch.lines
+        lines = (f"{keys[at]}\t{written[at]}\n" for at in batch.order)
         await copy_lines(session, table, schema, (name, *columns), lines)
 
 

@@ -9,7 +9,7 @@ Whatever another transaction changes meanwhile is noticed, raises Race, and the 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -93,15 +93,19 @@ async def merge_rows(
     batch: Batch,
     terms: Terms,
     merging: Merging,
+    may_lock: Callable[[], Awaitable[None]],
 ) -> Merged:
     """Apply rows in the session's transaction and say what became of each.
 
-    A value may be DEFAULT. Rows that meet several rows of the table, or not the version they
+    What they meet is looked up at once; it is locked, and everything written, when `may_lock`
+    returns. A value may be DEFAULT. Rows that meet several rows of the table, or not the version they
     expect, are refused with a code of CONFLICTS. Raises Race, and whatever `insert_rows` raises.
     """
     stage = _Merge(session, facts, tuple(columns), terms, merging)
     await stage.create()
     await stage.fill(batch)
+    await stage.look()
+    await may_lock()
     await stage.apply_in_rounds()
     merged = await stage.merged()
     return merged.accounting_for(len(batch))
@@ -208,10 +212,13 @@ class _Merge(Stage):
 
     # Meeting
 
-    async def apply_in_rounds(self) -> None:
-        """Apply all rows, those that have nothing to do with each other at once."""
+    async def look(self) -> None:
+        """Find out what the rows meet, without a lock on it."""
         await self._match()
         await self._run(f"ANALYZE {MATCH}")
+
+    async def apply_in_rounds(self) -> None:
+        """Apply all rows, those that have nothing to do with each other at once."""
         await self._lock()
         rounds = await self._rounds()
         if len(rounds) == 1:

@@ -39,6 +39,7 @@ from jobs._part import Part, Position
 from jobs._preparation import Known, OnMissing, Prepared, Preparer
 from jobs._run import ChunkedRun, ChunkEffect
 from jobs._together import Stale, Together
+from jobs._turn import Turn, in_turn
 
 STALE_TRIES = 20
 
@@ -139,12 +140,21 @@ class _Effect:
         return Changes(table, told) if told else None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A part of the input that can be written, and the rows it refers to as they were found."""
+
+    part: Part
+    prepared: Prepared
+    known: Known
+
+
 @dataclass
 class Insertion:
     """One input on its way into one table, from the position that is next.
 
-    Keys that were drawn ahead hold for one `turn`: once a chunk has got keys that were drawn later,
-    those of the chunks behind it would come before them.
+    Keys that were drawn ahead hold for one `epoch`: once a chunk has got keys that were drawn
+    later, those of the chunks behind it would come before them.
     """
 
     run: ChunkedRun
@@ -158,7 +168,8 @@ class Insertion:
     position: Position
     rejected: int
     promising: bool = True
-    turn: int = 0
+    apart: bool = False
+    epoch: int = 0
     outside: Context = field(default_factory=copy_context)
 
     @classmethod
@@ -204,9 +215,11 @@ class Insertion:
             self._give_up()
 
     async def _insert_in_turn(self) -> None:
-        async with aclosing(self.prepared_ahead()) as chunks:
-            async for part, prepared, known in chunks:
-                self._count(await self._commit(part, prepared, known))
+        chunks = self.prepared()
+        receipts = in_turn(chunks, self._commit, self.outside)
+        async with aclosing(chunks), aclosing(receipts):
+            async for receipt in receipts:
+                self._count(receipt)
                 if self.too_many(self.rejected):
                     break
 
@@ -217,41 +230,38 @@ class Insertion:
     def too_many(self, rejected: int) -> bool:
         return self.rules.max_rejects is not None and rejected > self.rules.max_rejects
 
-    async def prepared_ahead(self) -> AsyncGenerator[tuple[Part, Prepared, Known], None]:
-        """Prepare one chunk while the one before is being committed, outside its transaction."""
+    async def prepared(self) -> AsyncGenerator[Ready, None]:
+        """The chunks that are missing, each prepared when it is asked for."""
         parts = self._parts()
-        ahead = self._start_next(parts)
-        try:
-            while (chunk_ready := await ahead) is not None:
-                ahead = self._start_next(parts)
-                yield chunk_ready
-        finally:
-            await asyncio.wait([ahead])
-            if not ahead.cancelled():
-                ahead.exception()
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield await self._prepare(part)
 
-    def _start_next(
-        self, parts: Iterator[Part]
-    ) -> "asyncio.Task[tuple[Part, Prepared, Known] | None]":
-        return asyncio.create_task(self._next(parts), context=self.outside.copy())
-
-    async def _next(self, parts: Iterator[Part]) -> tuple[Part, Prepared, Known] | None:
-        part = await asyncio.to_thread(next, parts, None)
-        if part is None:
-            return None
+    async def _prepare(self, part: Part) -> Ready:
         known = await self._look_up(part)
         prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
         if self._goes_directly:
-            turn, count = self.turn, len(prepared.batch)
+            epoch, count = self.epoch, len(prepared.batch)
             prepared.keys = await self.run.read(partial(self._draw_keys, count=count))
-            prepared.turn = turn
-        return part, prepared, known
+            prepared.epoch = epoch
+        return Ready(part, prepared, known)
 
     @property
     def _goes_directly(self) -> bool:
         """Whether the next rows are expected to go in without a look at what is there."""
         looks = self.rules.looks_first or not self.promising
         return not looks and can_copy(self.facts, self.preparer.columns)
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether a chunk may begin before the one in front of it has committed.
+
+        Its statements then wait for rows they clash with, and for no others. What it met and that
+        one changed, or did not meet and that one made, is a race, by which both begin `apart`.
+        """
+        if self.apart or self.facts.deferrable or self.facts.own_parent:
+            return False
+        sees_races = self.rules.merges and not self.rules.expects_version
+        return self._goes_directly or (sees_races and not self.facts.has_triggers)
 
     async def _draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
         return await draw_keys(session, self.facts, self.preparer.columns, count)
@@ -262,33 +272,37 @@ class Insertion:
             return {one.field: {} for one in wanted}
         return await self.run.read(lambda session: self.parents.ids(session, wanted))
 
-    async def _commit(self, part: Part, prepared: Prepared, known: Known) -> Receipt:
+    async def _commit(self, ready: Ready, turn: Turn) -> Receipt:
+        part = ready.part
         for _ in range(STALE_TRIES):
             await asyncio.to_thread(self.input.unchanged)
+            if not self._overlaps:
+                await turn.may_look()
             try:
-                work = partial(self.work, part=part, prepared=prepared, known=known)
-                return await self.run.commit_chunk(part.number, part.span, work)
+                work = partial(self.work, ready=ready, turn=turn)
+                return await self.run.commit_chunk(part.number, part.span, work, turn)
             except Stale:
                 known = await self._look_up(part)
                 prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
+                ready = Ready(part, prepared, known)
         raise InputError(
             f"the rows that chunk {part.number} refers to changed {STALE_TRIES} times while it was "
             "imported; run the import when they are at rest"
         )
 
-    async def work(
-        self, session: AsyncSession, part: Part, prepared: Prepared, known: Known
-    ) -> ChunkEffect:
-        await self._still_known(session, known)
-        created = Created()
+    async def work(self, session: AsyncSession, ready: Ready, turn: Turn) -> ChunkEffect:
+        await self._still_known(session, ready.known)
+        created, part, prepared = Created(), ready.part, ready.prepared
         if self.rules.on_missing == "create":
-            prepared = await self._create_missing(session, part, prepared, known, created)
+            await turn.may_write()
+            prepared = await self._create_missing(session, ready, created)
         try:
             async with session.begin_nested():
-                effect = await self._insert(session, part, prepared)
-                self._stop_at_limit(effect)
+                effect = await self._insert(session, part, prepared, turn)
+                await self._stop_at_limit(effect, turn)
         except _TooManyRejects as stop:
-            effect = await self._insert(session, part, prepared.until(stop.position + 1))
+            until = prepared.until(stop.position + 1)
+            effect = await self._insert(session, part, until, turn)
             if not self.too_many(self.rejected + len(effect.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
         used = effect.used(self.plan.references, self.preparer.columns)
@@ -301,34 +315,48 @@ class Insertion:
             raise Stale
 
     async def _create_missing(
-        self, session: AsyncSession, part: Part, prepared: Prepared, known: Known, created: Created
+        self, session: AsyncSession, ready: Ready, created: Created
     ) -> Prepared:
         """Create the rows that are named and not there, and prepare the chunk with them."""
-        if not prepared.unknown:
-            return prepared
-        new = await self.parents.create(session, prepared.unknown, created)
-        complete = {name: {**ids, **new.get(name, {})} for name, ids in known.items()}
-        return await asyncio.to_thread(self.preparer.prepare, part, complete)
+        if not ready.prepared.unknown:
+            return ready.prepared
+        new = await self.parents.create(session, ready.prepared.unknown, created)
+        complete = {name: {**ids, **new.get(name, {})} for name, ids in ready.known.items()}
+        return await asyncio.to_thread(self.preparer.prepare, ready.part, complete)
 
-    async def _insert(self, session: AsyncSession, part: Part, prepared: Prepared) -> _Effect:
-        return _Effect(prepared, await self._write(session, part, prepared))
+    async def _insert(
+        self, session: AsyncSession, part: Part, prepared: Prepared, turn: Turn
+    ) -> _Effect:
+        return _Effect(prepared, await self._write(session, part, prepared, turn))
 
-    async def _write(self, session: AsyncSession, part: Part, prepared: Prepared) -> Inserted:
+    async def _write(
+        self, session: AsyncSession, part: Part, prepared: Prepared, turn: Turn
+    ) -> Inserted:
         """Insert at once what nothing stands against; where rows met others last time, staged."""
         columns, batch = self.preparer.columns, prepared.batch
-        keys = prepared.keys if prepared.turn == self.turn else None
+        keys = prepared.keys if prepared.epoch == self.epoch else None
         if keys is None:
-            self.turn += 1
+            self.epoch += 1
         if self._goes_directly:
+            await turn.may_write()
             copied = await insert_directly(session, self.facts, columns, batch, keys)
             if copied is not None:
                 return copied
-            self.turn += 1
+            self.epoch += 1
+            await turn.may_look()
+        elif not self._overlaps:
+            await turn.may_look()
         staged: Inserted
         if self.rules.merges:
             terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)
             merging = self.rules.merging(self.model, self._journal(part))
-            staged = await merge_rows(session, self.facts, columns, batch, terms, merging)
+            try:
+                staged = await merge_rows(
+                    session, self.facts, columns, batch, terms, merging, turn.may_look
+                )
+            except Race:
+                self.apart = True
+                raise
         else:
             conflict = self.rules.on_conflict
             staged = await bulk.insert_rows(session, self.facts, columns, batch, conflict)
@@ -340,10 +368,13 @@ class Insertion:
         first = 1 + len(self.plan.references)
         return Journal(self.run.claim, part.number, self.model.name, first)
 
-    def _stop_at_limit(self, effect: _Effect) -> None:
+    async def _stop_at_limit(self, effect: _Effect, turn: Turn) -> None:
         rejected = sorted(effect.rejected)
         most = self.rules.max_rejects
-        if most is not None and not self.rules.atomic and len(rejected) > most - self.rejected:
+        if most is None or self.rules.atomic or not rejected:
+            return
+        await turn.may_look()  # by then those of the chunk before are counted
+        if len(rejected) > most - self.rejected:
             raise _TooManyRejects(rejected[most - self.rejected])
 
     def _effect(

@@ -39,8 +39,9 @@ class Prepared:
     """A chunk's rows, ready to be written: `records[i]` is made of row `positions[i]`.
 
     `unknown` are the keys by which rows, refused for now, name rows that are still to be made.
-    By record, `keys` are those that were drawn for them in a `turn`, if so; `given` are the fields
-    of those that do not give all that the input gives, `expected` the versions they count on.
+    By record, `keys` are those that were drawn for them in an `epoch`, if so; `given` are the
+    fields of those that do not give all that the input gives, `expected` the versions they count
+    on.
     """
 
     order_by: Callable[[Record], Any] | None = None
@@ -50,7 +51,7 @@ class Prepared:
     filtered: int = 0
     unknown: dict[Reference, set[str]] = field(default_factory=dict)
     keys: Sequence[int] | None = None
-    turn: int | None = None
+    epoch: int | None = None
     given: dict[int, frozenset[str]] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
 

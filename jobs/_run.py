@@ -16,6 +16,7 @@ from db.ledger.verdict import RowVerdict
 from db.registry import Registry
 from db.transaction import transaction
 from jobs._sources.place import ImportPlace
+from jobs._turn import Turn
 
 CHUNK_LIMITS = Limits(statement_s=600.0, idle_s=600.0)
 T = TypeVar("T")
@@ -51,18 +52,24 @@ class ChunkedRun:
         chunk_no: int,
         span: Span,
         work: Callable[[AsyncSession], Awaitable[ChunkEffect]],
+        turn: Turn | None = None,
     ) -> Receipt:
         """Commit fence, receipt, effect, verdicts and audit together; then say so in the log.
 
         The work may run several times, each time in a new transaction. A chunk that was committed
-        before is not done again: its receipt is returned. Raises ClaimLost.
+        before is not done again: its receipt is returned. With a turn it commits after the chunk
+        before, and the work has to ask it before it writes. Raises ClaimLost.
         """
+        turn = turn or Turn()
 
         async def unit(session: AsyncSession) -> ChunkEffect | Receipt:
+            await turn.begin()
             await job.fence(session, self.claim, CHUNK_LIMITS)
             await chunk.take_receipt(session, self.claim, chunk_no, span)
             effect = await work(session)
+            turn.rows_are_in()
             await self._record(session, effect)
+            await turn.may_look()
             return effect
 
         done = await transaction(self.sessions, unit, name="job.chunk", receipted=True)

@@ -17,6 +17,7 @@ from db.ledger.verdict import RowVerdict, Verdict
 from db.retry import DATABASE_ERRORS, describe
 from jobs._part import Part
 from jobs._run import ChunkEffect, TakeReceipt
+from jobs._turn import Turn, one_ahead
 
 if TYPE_CHECKING:
     from jobs._insertion import Insertion
@@ -63,11 +64,13 @@ class Together:
         insertion = self._insertion
         verdicts: list[RowVerdict] = []
         filtered = 0
-        async with aclosing(insertion.prepared_ahead()) as chunks:
-            async for part, prepared, known in chunks:
+        turn = Turn()
+        async with aclosing(one_ahead(insertion.prepared(), insertion.outside)) as chunks:
+            async for ready in chunks:
+                part = ready.part
                 await take(part.number, part.span)
                 try:
-                    effect = await insertion.work(session, part, prepared, known)
+                    effect = await insertion.work(session, ready, turn)
                 except Stale:
                     raise Race from None
                 verdicts += effect.verdicts

@@ -10,7 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import Batch
 from db.catalog import TableFacts
-from db.staging import Inserted, OnConflict, Stage
+from db.outcome import Inserted
+from db.staged_insert import StagedInsert
+from db.staging import OnConflict
 
 
 async def insert_rows(
@@ -27,7 +29,7 @@ async def insert_rows(
     is a row that a trigger leaves out. Raises Miscounted, and what is not about single rows: lost
     connections, contention, missing privileges.
     """
-    stage = Stage(session, facts, tuple(columns), on_conflict)
+    stage = StagedInsert(session, facts, tuple(columns), on_conflict)
     await stage.create()
     await stage.load_all(batch)
     stage.sort_if_independent()

@@ -16,8 +16,8 @@ from db.batch import Batch
 from db.catalog import Column, TableFacts
 from db.copy import copy_lines, copy_rows
 from db.ledger.audit import Keys
+from db.outcome import Inserted
 from db.refusal import RowFault, savepoint
-from db.staging import Inserted
 
 
 def can_copy(facts: TableFacts, columns: Sequence[str]) -> bool:

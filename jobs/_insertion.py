@@ -18,19 +18,12 @@ from db.ledger import chunk
 from db.ledger.audit import Changes, Entry, Journal
 from db.ledger.chunk import OPENING, Receipt, Span
 from db.ledger.verdict import RowVerdict, Verdict
+from db.merging import Merging, OnDeleted, Terms
+from db.outcome import Inserted
 from db.refusal import Refusal
 from db.registry import Model
-from db.staging import Inserted, OnConflict
-from db.upsert import (
-    CONFLICTS,
-    REVIVE,
-    UPDATE,
-    Merged,
-    Merging,
-    OnDeleted,
-    Terms,
-    merge_rows,
-)
+from db.staging import OnConflict
+from db.upsert import CONFLICTS, REVIVE, UPDATE, Merged, merge_rows
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
 from jobs._mapping import Plan, Reference, Request, make_plan, require_given
@@ -121,15 +114,22 @@ class _Effect:
         return counts
 
     def used(
-        self, references: Sequence[Reference], columns: Sequence[str]
+        self,
+        references: Sequence[Reference],
+        columns: Sequence[str],
+        update: frozenset[str] | None,
     ) -> dict[Reference, set[Any]]:
-        """By reference, the ids that rows name which took effect."""
-        written = set(self.written.inserted)
-        if isinstance(self.written, Merged):
-            written |= self.written.updated | self.written.unchanged | self.written.revived
-        records = [self.prepared.records[at] for at in written] if references else []
-        places = {one: columns.index(one.field) for one in references}
-        return {one: {record[at] for record in records} for one, at in places.items()}
+        """By reference, the ids that rows wrote into the table."""
+        used: dict[Reference, set[Any]] = {}
+        for one in references:
+            written = set(self.written.inserted)
+            if isinstance(self.written, Merged):
+                written |= self.written.revived
+                if update is None or one.field in update:
+                    written |= self.written.updated
+            at = columns.index(one.field)
+            used[one] = {self.prepared.records[position][at] for position in written}
+        return used
 
     def changes(self, table: str) -> Changes | None:
         """What the audit has to say, row by row, about rows that were there before."""
@@ -305,7 +305,8 @@ class Insertion:
             effect = await self._insert(session, part, until, turn)
             if not self.too_many(self.rejected + len(effect.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
-        used = effect.used(self.plan.references, self.preparer.columns)
+        references, columns = self.plan.references, self.preparer.columns
+        used = effect.used(references, columns, self.rules.update)
         entries = await self.parents.keep_used(session, created, used)
         return self._effect(part, effect, prepared.filtered, entries)
 
@@ -334,18 +335,19 @@ class Insertion:
     ) -> Inserted:
         """Insert at once what nothing stands against; where rows met others last time, staged."""
         columns, batch = self.preparer.columns, prepared.batch
-        keys = prepared.keys if prepared.epoch == self.epoch else None
-        if keys is None:
-            self.epoch += 1
         if self._goes_directly:
             await turn.may_write()
+        if self._goes_directly:
+            keys = prepared.keys if prepared.epoch == self.epoch else None
             copied = await insert_directly(session, self.facts, columns, batch, keys)
+            if copied is None or keys is None:
+                self.epoch += 1
             if copied is not None:
                 return copied
-            self.epoch += 1
             await turn.may_look()
         elif not self._overlaps:
             await turn.may_look()
+        self.epoch += 1
         staged: Inserted
         if self.rules.merges:
             terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)

@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
 from db.ledger.audit import Keys
+from db.outcome import Inserted, Miscounted
 from db.refusal import Refusal
 from db.registry import Model, discover_models
-from db.staging import Inserted, Miscounted
 from jobs.insert_rows import InsertRows
 from tests import unusual_models
 from tests.inprocess import Bench

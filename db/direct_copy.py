@@ -26,7 +26,7 @@ def can_copy(facts: TableFacts, columns: Sequence[str]) -> bool:
     Not where a trigger may leave rows out or give them other keys, where a row may need one that
     stands before it, and where the rows' keys could not be told afterwards.
     """
-    key = _integer_key(facts)
+    key = integer_key(facts)
     told = key is not None and (key.name in columns or key.sequence)
     return told and not facts.has_triggers and not facts.own_parent
 
@@ -44,7 +44,7 @@ async def draw_keys(
 
     A sequence does not roll back: keys may be drawn in one transaction and used in another.
     """
-    key = _integer_key(facts)
+    key = integer_key(facts)
     if key is None or key.name in columns or not count:
         return None
     drawn = sa.text(f"SELECT array_agg({key.default}) FROM generate_series(1, :count)")
@@ -65,7 +65,7 @@ async def insert_directly(
     sorted, so that two imports of the same rows in different orders do not wait for each other in
     a circle.
     """
-    key = _integer_key(facts)
+    key = integer_key(facts)
     assert key is not None
     if not batch.records:
         return Inserted(Keys(ranges=[]))
@@ -102,7 +102,8 @@ async def _copy(
         await copy_lines(session, table, schema, (name, *columns), lines)
 
 
-def _integer_key(facts: TableFacts) -> Column | None:
+def integer_key(facts: TableFacts) -> Column | None:
+    """The primary key, where it is one column of integers."""
     if len(facts.primary_key) != 1:
         return None
     key = facts.column(facts.primary_key[0])

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import Batch
 from db.catalog import TableFacts, UniqueIndex, quote
+from db.direct_copy import integer_key
 from db.errors import Race
 from db.merging import Merging, Terms
 from db.overwriting import GIVEN, MATCH, Overwriting
@@ -39,8 +40,9 @@ class MeetingStage(StagedInsert):
         self._merging = merging
         self._kinds = terms.kinds()
         self._sql = Overwriting(facts, columns, self._kinds, merging.sensitive)
-        drawn = [facts.column(name) for name in facts.primary_key if name not in columns]
-        self._drawn_late = frozenset(column.name for column in drawn if column.sequence)
+        key = integer_key(facts)
+        if key is not None and key.sequence and key.name not in columns:
+            self._drawn_late = key.name
 
     @property
     def _key(self) -> tuple[str, ...]:
@@ -176,12 +178,13 @@ class MeetingStage(StagedInsert):
     async def _lock(self) -> None:
         """Lock what is met, in the order of its keys; Race if any of it has changed before that."""
         order = ", ".join(f"t.{quote(name)}" for name in self._key)
-        met = f"(SELECT DISTINCT {', '.join(self._sql.keys)}, place FROM {MATCH})"
+        met = f"(SELECT DISTINCT {', '.join(self._sql.keys)}, place, born FROM {MATCH})"
         same = self._sql.same_row_as_met("t", "m")
         locked = await self._run(
-            f"SELECT count(*) FILTER (WHERE now = place), (SELECT count(*) FROM {met} AS m) "
-            f"FROM (SELECT t.ctid AS now, m.place FROM {met} AS m JOIN {self._facts.name} AS t "
-            f"ON {same} ORDER BY {order} FOR NO KEY UPDATE OF t) AS held"
+            f"SELECT count(*) FILTER (WHERE now = place AND version = born), "
+            f"(SELECT count(*) FROM {met} AS m) FROM (SELECT t.ctid AS now, t.xmin AS version, "
+            f"m.place, m.born FROM {met} AS m JOIN {self._facts.name} AS t ON {same} "
+            f"ORDER BY {order} FOR NO KEY UPDATE OF t) AS held"
         )
         unchanged, wanted = tuple(locked.one())
         if unchanged != wanted:

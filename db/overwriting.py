@@ -1,7 +1,8 @@
 """The statement that overwrites rows by staged ones and tells what was in them before; SQL only.
 
 What is noted of a row that is met stands in the table MATCH: row_no, when it was deleted, its
-place, its keys k0, k1, ... and its present values o0, o1, ... by the number of the column.
+place and the transaction in which it got there, which tell its version, its keys k0, k1, ... and
+its present values o0, o1, ... by the number of the column.
 """
 
 from collections.abc import Collection, Sequence
@@ -56,7 +57,8 @@ class Overwriting:
         keys = [f"{table}.{quote(name)} AS {key}" for name, key in own]
         old = [f"{table}.{quote(name)} AS {self.old(name)}" for name in self.imaged]
         deleted = f"{table}.deleted_at" if self.soft else "CAST(NULL AS timestamptz)"
-        return ", ".join([f"{deleted} AS deleted_at", f"{table}.ctid AS place", *keys, *old])
+        version = [f"{table}.ctid AS place", f"{table}.xmin AS born"]
+        return ", ".join([f"{deleted} AS deleted_at", *version, *keys, *old])
 
     def old(self, name: str) -> str:
         return f"o{self._places[name]}"

@@ -13,6 +13,7 @@ from db.batch import Batch
 from db.catalog import TableFacts, UniqueIndex, quote
 from db.copy import copy_lines, copy_rows
 from db.refusal import Refusal, RowFault, savepoint
+from db.unique_values import places_in, stays_apart
 
 OnConflict = Literal["reject", "skip", "update"]
 STAGE = "bulwark_stage"
@@ -36,8 +37,8 @@ class Stage:
 
     _scope: frozenset[int] | None = None
     _scope_sql = ""
-    _drawn_late: frozenset[str] = frozenset()
-    """Columns whose defaults are taken from a sequence, and not before rows are inserted."""
+    _drawn_late: str | None = None
+    """The key that is taken from its sequence not before rows are inserted, if that is so."""
 
     def __init__(self, session: AsyncSession, facts: TableFacts, columns: tuple[str, ...]) -> None:
         self._session = session
@@ -69,7 +70,7 @@ class Stage:
         defaults = [
             f"ALTER {quote(column.name)} SET DEFAULT {column.default}"
             for column in self._facts.columns
-            if column.default is not None and column.name not in self._drawn_late
+            if column.default is not None and column.name != self._drawn_late
         ]
         defaults.append(f"ALTER {HELD} SET DEFAULT false")
         defaults += [
@@ -152,18 +153,11 @@ class Stage:
 
     def _all_different(self, index: UniqueIndex) -> bool:
         """Whether a look at the values tells that no two rows are alike in a unique index."""
-        own = (self._facts.primary_key, tuple(map(quote, self._facts.primary_key)))
-        if index.keys in own and self._keys_tell_rows:
+        if stays_apart(self._facts, index, self._columns) and not self._facts.has_triggers:
             return True
-        plain = {quote(one.name): one for one in self._facts.columns}
-        plain |= {one.name: one for one in self._facts.columns}
-        columns = [plain.get(key) for key in index.keys]
-        if any(column is None or not column.comparable for column in columns):
+        places = places_in(self._facts, index, self._columns)
+        if places is None:
             return False
-        left_out = [one for one in columns if one is not None and one.name not in self._columns]
-        if left_out:  # all rows have the same there: a default, or null
-            return not index.nulls_equal and any(one.default is None for one in left_out)
-        places = [self._columns.index(one.name) for one in columns if one is not None]
         keys = [tuple(record[at] for at in places) for record in self._batch.records]
         filled = [key for key in keys if index.nulls_equal or None not in key]
         return len(set(filled)) == len(filled)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import Batch
 from db.catalog import TableFacts, quote
-from db.direct_copy import can_copy, insert_directly
+from db.direct_copy import can_copy, draw_keys, insert_directly
 from db.errors import Race
 from db.ledger.audit import Keys
 from db.meeting import DELETED, EXPECTED, ROUND, MeetingStage
@@ -82,6 +82,7 @@ class _Merge(MeetingStage):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._drawn: dict[int, int] = {}
         self._inserted_directly: set[int] = set()
         self._direct_ranges: list[tuple[int, int]] = []
         self._clashing: dict[int, Refusal] = {}
@@ -95,6 +96,8 @@ class _Merge(MeetingStage):
         if len(self._rounds) == 1:
             await self._apply()
             return
+        if self._drawn_late:
+            await self._draw_keys(sorted(self._loaded))
         await self._set(ROUND, {row: n for n, rows in enumerate(self._rounds) if n for row in rows})
         for number, rows in enumerate(self._rounds):
             self._scope, self._scope_sql = frozenset(rows), f" AND {ROUND} = {number}"
@@ -256,9 +259,13 @@ class _Merge(MeetingStage):
         self._scope, self._scope_sql = scope, sql
 
     async def _insert_scope(self) -> None:
-        if await self._insert_many_directly():
+        rows = sorted(self._in_scope())
+        if self._drawn_late:
+            await self._draw_keys(rows)
+        if await self._insert_many_directly(rows):
             return
-        await self._draw_keys()
+        if self._drawn_late:
+            await self._set(quote(self._drawn_late), {row: self._drawn[row] for row in rows})
         self.sort()
         if not await self.insert_at_once():
             if not self._facts.has_triggers:
@@ -266,24 +273,19 @@ class _Merge(MeetingStage):
             await self.insert_halving(0, self._count)
         await self.explain_leftovers()
 
-    async def _draw_keys(self) -> None:
-        """Give the rows in scope the next keys of the sequence, in input order."""
-        for name in self._drawn_late:
-            key = quote(name)
-            await self._run(
-                f"UPDATE {STAGE} AS s SET {key} = drawn.key FROM (SELECT {ROW_NO}, "
-                f"{self._facts.column(name).default} AS key FROM (SELECT {ROW_NO} FROM {STAGE} "
-                f"WHERE {key} IS NULL{self._scope_sql} ORDER BY {ROW_NO} OFFSET 0) AS rows) "
-                f"AS drawn WHERE s.{ROW_NO} = drawn.{ROW_NO}"
-            )
+    async def _draw_keys(self, rows: Sequence[int]) -> None:
+        """Draw keys for rows, in input order, that have none."""
+        keyless = [row for row in rows if row not in self._drawn]
+        keys = await draw_keys(self._session, self._facts, self._columns, len(keyless))
+        self._drawn.update(zip(keyless, keys or (), strict=False))
 
-    async def _insert_many_directly(self) -> bool:
-        """Insert the rows in scope by COPY where that is worth it and nothing stands against it."""
-        rows = sorted(self._in_scope())
+    async def _insert_many_directly(self, rows: Sequence[int]) -> bool:
+        """Insert the rows by COPY where that is worth it and nothing stands against it."""
         if len(rows) < WORTH_A_COPY or not can_copy(self._facts, self._columns):
             return False
+        keys = [self._drawn[row] for row in rows] if self._drawn_late else None
         part = self._batch.part(rows)
-        done = await insert_directly(self._session, self._facts, self._columns, part)
+        done = await insert_directly(self._session, self._facts, self._columns, part, keys)
         if done is None:
             return False
         self._inserted_directly.update(rows)

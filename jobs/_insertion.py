@@ -23,6 +23,7 @@ from db.outcome import Inserted
 from db.refusal import Refusal
 from db.registry import Model
 from db.staging import OnConflict
+from db.unique_values import UniqueValues, disjoint, unique_values
 from db.upsert import CONFLICTS, REVIVE, UPDATE, Merged, merge_rows
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
@@ -142,11 +143,15 @@ class _Effect:
 
 @dataclass(frozen=True)
 class Ready:
-    """A part of the input that can be written, and the rows it refers to as they were found."""
+    """A part of the input that can be written, and the rows it refers to as they were found.
+
+    It is `apart` if no row of the chunk in front can be one that its rows meet.
+    """
 
     part: Part
     prepared: Prepared
     known: Known
+    apart: bool = False
 
 
 @dataclass
@@ -168,7 +173,7 @@ class Insertion:
     position: Position
     rejected: int
     promising: bool = True
-    apart: bool = False
+    in_front: UniqueValues | None = None
     epoch: int = 0
     outside: Context = field(default_factory=copy_context)
 
@@ -243,7 +248,15 @@ class Insertion:
             epoch, count = self.epoch, len(prepared.batch)
             prepared.keys = await self.run.read(partial(self._draw_keys, count=count))
             prepared.epoch = epoch
-        return Ready(part, prepared, known)
+        return Ready(part, prepared, known, await asyncio.to_thread(self._is_apart, prepared))
+
+    def _is_apart(self, prepared: Prepared) -> bool:
+        if not self.rules.merges:
+            return False
+        in_front, self.in_front = self.in_front, None
+        if not prepared.unknown:  # rows that may be valid once what they name is there
+            self.in_front = unique_values(self.facts, self.preparer.columns, prepared.records)
+        return disjoint(in_front, self.in_front)
 
     @property
     def _goes_directly(self) -> bool:
@@ -251,17 +264,17 @@ class Insertion:
         looks = self.rules.looks_first or not self.promising
         return not looks and can_copy(self.facts, self.preparer.columns)
 
-    @property
-    def _overlaps(self) -> bool:
+    def _overlaps(self, ready: Ready) -> bool:
         """Whether a chunk may begin before the one in front of it has committed.
 
-        Its statements then wait for rows they clash with, and for no others. What it met and that
-        one changed, or did not meet and that one made, is a race, by which both begin `apart`.
+        Its statements then wait for rows they clash with, and for no others. If it meets what that
+        one changes it is a race; so it does not have to know what that one makes.
         """
-        if self.apart or self.facts.deferrable or self.facts.own_parent:
+        facts, rules = self.facts, self.rules
+        if facts.deferrable or facts.own_parent:
             return False
-        sees_races = self.rules.merges and not self.rules.expects_version
-        return self._goes_directly or (sees_races and not self.facts.has_triggers)
+        finds_out = rules.merges and not rules.expects_version and not facts.has_triggers
+        return self._goes_directly or (finds_out and ready.apart)
 
     async def _draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
         return await draw_keys(session, self.facts, self.preparer.columns, count)
@@ -276,7 +289,7 @@ class Insertion:
         part = ready.part
         for _ in range(STALE_TRIES):
             await asyncio.to_thread(self.input.unchanged)
-            if not self._overlaps:
+            if not self._overlaps(ready):
                 await turn.may_look()
             try:
                 work = partial(self.work, ready=ready, turn=turn)
@@ -298,11 +311,11 @@ class Insertion:
             prepared = await self._create_missing(session, ready, created)
         try:
             async with session.begin_nested():
-                effect = await self._insert(session, part, prepared, turn)
+                effect = await self._insert(session, ready, prepared, turn)
                 await self._stop_at_limit(effect, turn)
         except _TooManyRejects as stop:
             until = prepared.until(stop.position + 1)
-            effect = await self._insert(session, part, until, turn)
+            effect = await self._insert(session, ready, until, turn)
             if not self.too_many(self.rejected + len(effect.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
         references, columns = self.plan.references, self.preparer.columns
@@ -326,12 +339,12 @@ class Insertion:
         return await asyncio.to_thread(self.preparer.prepare, ready.part, complete)
 
     async def _insert(
-        self, session: AsyncSession, part: Part, prepared: Prepared, turn: Turn
+        self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn
     ) -> _Effect:
-        return _Effect(prepared, await self._write(session, part, prepared, turn))
+        return _Effect(prepared, await self._write(session, ready, prepared, turn))
 
     async def _write(
-        self, session: AsyncSession, part: Part, prepared: Prepared, turn: Turn
+        self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn
     ) -> Inserted:
         """Insert at once what nothing stands against; where rows met others last time, staged."""
         columns, batch = self.preparer.columns, prepared.batch
@@ -345,23 +358,19 @@ class Insertion:
             if copied is not None:
                 return copied
             await turn.may_look()
-        elif not self._overlaps:
+        elif not self._overlaps(ready):
             await turn.may_look()
-        self.epoch += 1
         staged: Inserted
         if self.rules.merges:
             terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)
-            merging = self.rules.merging(self.model, self._journal(part))
-            try:
-                staged = await merge_rows(
-                    session, self.facts, columns, batch, terms, merging, turn.may_look
-                )
-            except Race:
-                self.apart = True
-                raise
+            merging = self.rules.merging(self.model, self._journal(ready.part))
+            staged = await merge_rows(
+                session, self.facts, columns, batch, terms, merging, turn.may_look
+            )
         else:
             conflict = self.rules.on_conflict
             staged = await bulk.insert_rows(session, self.facts, columns, batch, conflict)
+        self.epoch += 1
         self.promising = len(staged.inserted) == len(batch)
         return staged
 

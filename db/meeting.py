@@ -18,6 +18,7 @@ from db.overwriting import GIVEN, MATCH, Overwriting
 from db.staged_insert import StagedInsert
 from db.staging import ROW_NO, STAGE
 
+LOCK_TRIES = 20
 ROUND = "bulwark_round"
 EXPECTED = "bulwark_expected"
 LIVE = "(deleted_at IS NULL)"
@@ -82,7 +83,7 @@ class MeetingStage(StagedInsert):
     async def look(self) -> None:
         """Find out what the rows meet, without a lock on it, and the rounds in which they go."""
         await self._match()
-        self._rounds = await self._make_rounds()
+        self._rounds = await self.make_rounds()
 
     async def _match(self) -> None:
         """Note which rows of the table the rows in scope meet, live ones and deleted ones."""
@@ -96,7 +97,7 @@ class MeetingStage(StagedInsert):
                 f"INSERT INTO {MATCH} SELECT s.row_no, t.* "
                 f"{self._met_sql(index, theirs, self._sql.picked('o'), unknown)}{new}"
             )
-            if not number and self._scope is None:
+            if not (number or self._scope_sql):
                 await self._run(f"ANALYZE {MATCH}")
 
     @property
@@ -175,24 +176,40 @@ class MeetingStage(StagedInsert):
         )
         return bool(new.scalar_one())
 
-    async def _lock(self) -> None:
-        """Lock what is met, in the order of its keys; Race if any of it has changed before that."""
+    async def lock(self) -> bool:
+        """Lock what the rows in scope meet, in the order of its keys; whether it was as noted.
+
+        What others changed since it was looked up is looked up again, under the locks on the rest.
+        """
+        for attempt in range(LOCK_TRIES):
+            changed = await self._lock_met()
+            if not changed:
+                return attempt == 0
+            await self._run(f"DELETE FROM {MATCH} WHERE row_no = ANY(:rows)", rows=changed)
+            scope_sql = self._scope_sql
+            self._scope_sql += f" AND {ROW_NO} = ANY('{{{', '.join(map(str, changed))}}}'::int[])"
+            await self._match()
+            self._scope_sql = scope_sql
+        raise Race
+
+    async def _lock_met(self) -> list[int]:
+        """Lock what is noted; returns the staged rows of which it is not what is there any more."""
         order = ", ".join(f"t.{quote(name)}" for name in self._key)
-        met = f"(SELECT DISTINCT {', '.join(self._sql.keys)}, place, born FROM {MATCH})"
         same = self._sql.same_row_as_met("t", "m")
-        locked = await self._run(
-            f"SELECT count(*) FILTER (WHERE now = place AND version = born), "
-            f"(SELECT count(*) FROM {met} AS m) FROM (SELECT t.ctid AS now, t.xmin AS version, "
-            f"m.place, m.born FROM {met} AS m JOIN {self._facts.name} AS t ON {same} "
-            f"ORDER BY {order} FOR NO KEY UPDATE OF t) AS held"
+        version = ["place", "born", *self._sql.keys]
+        noted = f"(SELECT DISTINCT {', '.join(version)} FROM {MATCH})"
+        locked = " AND ".join(f"h.{name} = m.{name}" for name in version)
+        return await self._numbers(
+            f"WITH held AS MATERIALIZED (SELECT m.*, t.ctid AS now, t.xmin AS version "
+            f"FROM {noted} AS m JOIN {self._facts.name} AS t ON {same} "
+            f"ORDER BY {order} FOR NO KEY UPDATE OF t) "
+            f"SELECT DISTINCT row_no FROM {MATCH} AS m WHERE NOT EXISTS (SELECT FROM held AS h "
+            f"WHERE {locked} AND h.now = h.place AND h.version = h.born)"
         )
-        unchanged, wanted = tuple(locked.one())
-        if unchanged != wanted:
-            raise Race
 
     # Rounds
 
-    async def _make_rounds(self) -> list[list[int]]:
+    async def make_rounds(self) -> list[list[int]]:
         """The rows in rounds: of those that may meet the same row, one in each, in input order."""
         rows = sorted(self._loaded)
         if not self._foreseeable:

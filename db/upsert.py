@@ -92,7 +92,8 @@ class _Merge(MeetingStage):
 
     async def apply_in_rounds(self) -> None:
         """Apply all rows, those that have nothing to do with each other at once."""
-        await self._lock()
+        if not await self.lock():
+            self._rounds = await self.make_rounds()
         if len(self._rounds) == 1:
             await self._apply()
             return
@@ -103,7 +104,7 @@ class _Merge(MeetingStage):
             self._scope, self._scope_sql = frozenset(rows), f" AND {ROUND} = {number}"
             await self._run(f"TRUNCATE {MATCH}")
             await self._match()
-            await self._lock()
+            await self.lock()
             await self._apply()
         self._scope, self._scope_sql = None, ""
 

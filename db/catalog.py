@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 class Column:
     """A column that can be written; `default` is SQL, the identity's sequence included.
 
-    Values of a `comparable` one are the same to PostgreSQL only if they look the same.
+    The type is the name that PostgreSQL has for it inside, a domain's that of what it is made of,
+    and "enum". Values of a `comparable` one are the same to PostgreSQL only if they look the same.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Column:
     sequence: bool
     collated: bool
     comparable: bool
+    type: str
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ _COLUMNS = sa.text(
            a.atttypid::regtype = ANY(CAST('{bool,int2,int4,int8,text,varchar,uuid,date,'
                                           'timestamp,timestamptz}' AS regtype[]))
            AND coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = a.attcollation),
-                        true) AS comparable
+                        true) AS comparable,
+           (SELECT CASE base.typtype WHEN 'e' THEN 'enum' ELSE base.typname END
+              FROM pg_type AS t JOIN pg_type AS base
+                ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+             WHERE t.oid = a.atttypid) AS type
       FROM pg_attribute AS a
       LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped

@@ -50,8 +50,13 @@ async def copy_rows(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
 ) -> None:
-    """COPY rows in by values; RowFault if one is refused, which fails transaction or savepoint."""
+    """COPY rows in by values; RowFault if one is refused, which fails transaction or savepoint.
+
+    What asyncpg remembers of the columns is forgotten first: it goes by the table's name, behind
+    which another table may stand by now, and would encode the values for that one.
+    """
     connection = await asyncpg_connection(session)
+    await connection.reload_schema_state()
     try:
         await connection.copy_records_to_table(
             table_name, schema_name=schema_name, columns=list(columns), records=rows

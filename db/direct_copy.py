@@ -88,18 +88,20 @@ async def _copy(
     batch: Batch,
     reserved: tuple[str, Sequence[int]] | None,
 ) -> None:
-    table, schema, records = facts.table_name, facts.schema_name, batch.records
-    if reserved is None:
-        await copy_rows(session, table, schema, columns, (records[at] for at in batch.order))
-        return
-    name, keys = reserved
+    table, schema = facts.table_name, facts.schema_name
+    names = (*columns,) if reserved is None else (reserved[0], *columns)
+    keys = None if reserved is None else reserved[1]
     if batch.lines is None:
-        rows = ((keys[at], *records[at]) for at in batch.order)
-        await copy_rows(session, table, schema, (name, *columns), rows)
+        records = batch.records
+        rows = (records[at] if keys is None else (keys[at], *records[at]) for at in batch.order)
+        await copy_rows(session, table, schema, names, rows)
     else:
         written = batch.lines
-        lines = (f"{keys[at]}\t{written[at]}\n" for at in batch.order)
-        await copy_lines(session, table, schema, (name, *columns), lines)
+        lines = (
+            f"{written[at]}\n" if keys is None else f"{keys[at]}\t{written[at]}\n"
+            for at in batch.order
+        )
+        await copy_lines(session, table, schema, names, lines)
 
 
 def integer_key(facts: TableFacts) -> Column | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.batch import Batch
+from db.batch import DEFAULT, Batch
 from db.catalog import TableFacts, UniqueIndex, quote
 from db.copy import copy_lines, copy_rows
 from db.refusal import Refusal, RowFault, savepoint
@@ -19,13 +19,6 @@ OnConflict = Literal["reject", "skip", "update"]
 STAGE = "bulwark_stage"
 ROW_NO = "bulwark_row_no"
 HELD = "bulwark_held"
-
-
-class Default:
-    """In place of a value: the row leaves the column to the database."""
-
-
-DEFAULT = Default()
 
 
 class Stage:
@@ -85,43 +78,49 @@ class Stage:
     async def load_all(self, batch: Batch) -> None:
         """COPY all rows in, at once if nothing stands against it; a value may be DEFAULT."""
         self._batch = batch
-        if batch.lines is not None and await self._load_lines(batch.lines):
-            self._loaded.update(range(len(batch)))
+        for places, rows in self._runs():
+            await self._load(places, rows)
+
+    def _runs(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """Consecutive rows that leave the same columns to the database, and where the others are.
+
+        Both are positions, one of rows in the batch, one of values in a row.
+        """
+        every = range(len(self._columns))
+        if self._batch.lines is not None:
+            yield every, range(len(self._batch))
             return
-        for names, run in _runs(self._facts, self._columns, batch.records):
-            await self.load(names, run)
+        records = self._batch.records
+        optional = [at for at in every if self._columns[at] in self._facts.defaulted]
+        for left, run in groupby(
+            range(len(records)), lambda row: [at for at in optional if records[row][at] is DEFAULT]
+        ):
+            yield [at for at in every if at not in left], list(run)
 
-    async def _load_lines(self, lines: Sequence[str]) -> bool:
-        numbered = [f"{number}\t{line}\n" for number, line in enumerate(lines)]
+    async def _load(self, places: Sequence[int], rows: Sequence[int]) -> None:
+        """COPY rows in; one whose values PostgreSQL cannot take at all is refused alone."""
         try:
             async with savepoint(self._session):
-                await copy_lines(self._session, STAGE, None, [ROW_NO, *self._columns], numbered)
-        except RowFault:
-            return False
-        return True
-
-    async def load(
-        self, columns: tuple[str, ...], rows: Sequence[tuple[int, Sequence[Any]]]
-    ) -> None:
-        """COPY the rows in; a row whose values PostgreSQL cannot take at all is refused alone."""
-        try:
-            async with savepoint(self._session):
-                await self._copy(columns, rows)
+                await self._copy(places, rows)
         except RowFault as fault:
             if len(rows) == 1:
-                self._refused[rows[0][0]] = fault.refusal(self._facts)
+                self._refused[rows[0]] = fault.refusal(self._facts)
                 return
             middle = len(rows) // 2
-            await self.load(columns, rows[:middle])
-            await self.load(columns, rows[middle:])
+            await self._load(places, rows[:middle])
+            await self._load(places, rows[middle:])
         else:
-            self._loaded.update(number for number, _ in rows)
+            self._loaded.update(rows)
 
-    async def _copy(
-        self, columns: tuple[str, ...], rows: Sequence[tuple[int, Sequence[Any]]]
-    ) -> None:
-        records = ((number, *values) for number, values in rows)
-        await copy_rows(self._session, STAGE, None, [ROW_NO, *columns], records)
+    async def _copy(self, places: Sequence[int], rows: Sequence[int]) -> None:
+        names = [ROW_NO, *(self._columns[at] for at in places)]
+        batch = self._batch
+        if batch.written and places:
+            lines = (f"{row}\t{batch.line(row, places)}\n" for row in rows)
+            await copy_lines(self._session, STAGE, None, names, lines)
+        else:
+            records = ((row, *(batch.records[row][at] for at in places)) for row in rows)
+            await copy_rows(self._session, STAGE, None, names, records)
 
     async def _measure(self) -> None:
         """Tell the planner what the staging table holds; without it it loops over all pairs."""
@@ -168,16 +167,3 @@ class Stage:
         keys = self._facts.primary_key
         drawn = all(name in self._facts.defaulted and name not in self._columns for name in keys)
         return bool(keys) and drawn and not self._facts.has_triggers
-
-
-def _runs(
-    facts: TableFacts, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> Iterator[tuple[tuple[str, ...], list[tuple[int, Sequence[Any]]]]]:
-    """Consecutive rows that leave the same columns to the database, without those; numbered."""
-    optional = [at for at, name in enumerate(columns) if name in facts.defaulted]
-    for left, run in groupby(
-        enumerate(rows), lambda row: [at for at in optional if row[1][at] is DEFAULT]
-    ):
-        given = [at for at in range(len(columns)) if at not in left]
-        names = tuple(columns[at] for at in given)
-        yield names, [(n, row if not left else [row[at] for at in given]) for n, row in run]

@@ -11,13 +11,12 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from db import bulk
-from db.batch import Batch, Record, make_batch
+from db.batch import DEFAULT, Batch, Layout, Record, make_batch
 from db.catalog import TableFacts
 from db.columns import BIGINT_MAX, is_sensitive
 from db.direct_copy import key_order
 from db.refusal import Refusal
 from db.registry import Model
-from db.staging import DEFAULT
 from jobs._bulk_validation import bulk_validator
 from jobs._mapping import Plan, Reference
 from jobs._part import ABSENT, Part, Values
@@ -44,7 +43,7 @@ class Prepared:
     on.
     """
 
-    order_by: Callable[[Record], Any] | None = None
+    layout: Layout
     positions: list[int] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     refused: dict[int, Refusal] = field(default_factory=dict)
@@ -58,13 +57,13 @@ class Prepared:
     @cached_property
     def batch(self) -> Batch:
         """The records as they are sent; made when it is first asked for."""
-        return make_batch(self.records, self.order_by)
+        return make_batch(self.records, self.layout)
 
     def until(self, end: int) -> "Prepared":
         """The part of it that stands before row `end`."""
         count = bisect_left(self.positions, end)
         return Prepared(
-            self.order_by,
+            self.layout,
             self.positions[:count],
             self.records[:count],
             {position: why for position, why in self.refused.items() if position < end},
@@ -85,7 +84,9 @@ class Preparer:
         self._given = frozenset(plan.given)
         self._bulk = bulk_validator(model.create, plan.given)
         self.columns = self._bulk.columns if self._bulk else tuple(model.create.model_fields)
-        self._order_by = key_order(facts, self.columns)
+        types = {column.name: column.type for column in facts.columns}
+        written = [types.get(name, "") for name in self.columns]
+        self._layout = Layout(written, key_order(facts, self.columns))
         self._optional = facts.defaulted & set(self.columns)
         self._validate = model.create.__pydantic_validator__.validate_python
         self._pick = _picker(self.columns)
@@ -117,7 +118,7 @@ class Preparer:
     def _validated(self, part: Part, known: Known) -> Prepared:
         selected = self._selected(part)
         filtered = len(part.rows) - len(part.faults) - len(selected)
-        prepared = Prepared(self._order_by, refused=dict(part.faults), filtered=filtered)
+        prepared = Prepared(self._layout, refused=dict(part.faults), filtered=filtered)
         rows = [part.rows[position] for position in selected]
         records = self._in_bulk(rows, part.complete, known)
         if self._plan.version is None and None not in records:

@@ -235,13 +235,24 @@ class Insertion:
     def too_many(self, rejected: int) -> bool:
         return self.rules.max_rejects is not None and rejected > self.rules.max_rejects
 
-    async def prepared(self) -> AsyncGenerator[Ready, None]:
-        """The chunks that are missing, each prepared when it is asked for."""
+    async def prepared(self, session: AsyncSession | None = None) -> AsyncGenerator[Ready, None]:
+        """The chunks that are missing, each prepared when it is asked for.
+
+        What they refer to is looked up in the session's transaction, if one is given, and otherwise
+        in one of its own: who holds a connection must not wait for another.
+        """
         parts = self._parts()
         while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            yield await self._prepare(part)
+            if session is None:
+                yield await self._prepare(part)
+            else:
+                known = await self._look_up(part, session)
+                yield Ready(
+                    part, await asyncio.to_thread(self.preparer.prepare, part, known), known
+                )
 
     async def _prepare(self, part: Part) -> Ready:
+        """Prepare a chunk, with the keys that it is going to need."""
         known = await self._look_up(part)
         prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
         if self._goes_directly:
@@ -279,10 +290,12 @@ class Insertion:
     async def _draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
         return await draw_keys(session, self.facts, self.preparer.columns, count)
 
-    async def _look_up(self, part: Part) -> Known:
+    async def _look_up(self, part: Part, session: AsyncSession | None = None) -> Known:
         wanted = self.preparer.wanted_keys(part)
         if not any(wanted.values()):
             return {one.field: {} for one in wanted}
+        if session is not None:
+            return await self.parents.ids(session, wanted)
         return await self.run.read(lambda session: self.parents.ids(session, wanted))
 
     async def _commit(self, ready: Ready, turn: Turn) -> Receipt:

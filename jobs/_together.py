@@ -17,7 +17,7 @@ from db.ledger.verdict import RowVerdict, Verdict
 from db.retry import DATABASE_ERRORS, describe
 from jobs._part import Part
 from jobs._run import ChunkEffect, TakeReceipt
-from jobs._turn import Turn, one_ahead
+from jobs._turn import Turn, cancel, one_ahead
 
 if TYPE_CHECKING:
     from jobs._insertion import Insertion
@@ -46,6 +46,7 @@ class Together:
     def __init__(self, insertion: "Insertion") -> None:
         self._insertion = insertion
         self._told_s = time.monotonic()
+        self._telling: asyncio.Task[None] | None = None
 
     async def insert_all(self) -> Receipt | None:
         """Insert everything, or nothing but the verdicts on what stood against it.
@@ -56,6 +57,8 @@ class Together:
             await self._insertion.run.commit_chunks(self._effects)
         except _Refused as refused:
             return await self._record(refused)
+        finally:
+            await self._hush()
         return None
 
     async def _effects(
@@ -65,7 +68,10 @@ class Together:
         verdicts: list[RowVerdict] = []
         filtered = 0
         turn = Turn()
-        async with aclosing(one_ahead(insertion.prepared(), insertion.outside)) as chunks:
+        chunks = insertion.prepared(session)
+        if not insertion.plan.references:  # otherwise both would use the session at once
+            chunks = one_ahead(chunks, insertion.outside)
+        async with aclosing(chunks):
             async for ready in chunks:
                 part = ready.part
                 await take(part.number, part.span)
@@ -78,17 +84,27 @@ class Together:
                 if insertion.too_many(len(verdicts)):
                     raise _Refused(part, filtered, verdicts)
                 yield effect
-                await self._tell(part.span)
+                self._tell(part.span)
+        await self._hush()
 
-    async def _tell(self, span: Span) -> None:
+    def _tell(self, span: Span) -> None:
         """Now and then tell others how far it is, in a transaction beside this one."""
-        if time.monotonic() - self._told_s < TELL_INTERVAL_S:
+        now_s = time.monotonic()
+        if now_s - self._told_s < TELL_INTERVAL_S or (self._telling and not self._telling.done()):
             return
-        self._told_s = time.monotonic()
+        self._told_s = now_s
         rows = span.first_row + span.rows - 1
-        telling = self._insertion.run.tell_progress(rows, span.end_byte)
+        telling = self._say(rows, span.end_byte)
+        self._telling = asyncio.create_task(telling, context=self._insertion.outside.copy())
+
+    async def _hush(self) -> None:
+        """What is still to be told is not worth telling."""
+        if self._telling is not None:
+            await cancel(self._telling)
+
+    async def _say(self, rows: int, end_byte: int) -> None:
         try:
-            await asyncio.create_task(telling, context=self._insertion.outside.copy())
+            await self._insertion.run.tell_progress(rows, end_byte)
         except DATABASE_ERRORS as error:
             log.warning("job.progress_untold", reason=describe(error))
 

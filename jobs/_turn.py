@@ -21,17 +21,21 @@ class Turn:
         self._before = before
         self.wrote = asyncio.Event()
         self.done = asyncio.Event()
+        self._begun = False
         self._behind: asyncio.Task[Any] | None = None
 
     def followed_by(self, behind: "asyncio.Task[Any]") -> None:
         self._behind = behind
 
     async def begin(self) -> None:
-        """Begin a try, also a repeated one: what stands on the try before is rolled back first."""
-        if self.wrote.is_set():
-            self.wrote.clear()
-            if self._behind is not None:
-                await _cancel(self._behind)
+        """Begin a try. Before a repeated one, what may stand on the last one is rolled back.
+
+        So is what waits for it, which might hold the connection that it needs.
+        """
+        if self._begun and self._behind is not None:
+            await cancel(self._behind)
+        self._begun = True
+        self.wrote.clear()
 
     async def may_write(self) -> None:
         """Wait until the rows of the chunk before are in."""
@@ -96,7 +100,7 @@ async def in_turn(
             yield await first.task
     finally:
         for one in filter(None, (second, first)):
-            await _cancel(one.task)
+            await cancel(one.task)
 
 
 async def one_ahead(chunks: AsyncGenerator[C, None], context: Context) -> AsyncGenerator[C, None]:
@@ -118,7 +122,7 @@ async def one_ahead(chunks: AsyncGenerator[C, None], context: Context) -> AsyncG
         await chunks.aclose()
 
 
-async def _cancel(task: "asyncio.Task[Any]") -> None:
+async def cancel(task: "asyncio.Task[Any]") -> None:
     """Cancel what may still run, and wait until it has rolled back."""
     task.cancel()
     await _settle(task)

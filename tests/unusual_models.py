@@ -5,6 +5,7 @@ They have a metadata of their own, so that no migration is missed for them.
 
 import enum
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar
 from uuid import UUID
@@ -379,3 +380,63 @@ class VaultPublic(SQLModel): ...
 
 
 class VaultUpdate(SQLModel): ...
+
+
+# Two tables that differ in the type of a column alone
+
+
+class GaugeBase(Unusual):
+    code: str = Field(unique=True)
+    marks: list[int] | None = Field(default=None, sa_type=ARRAY(sa.Integer))
+    reading: float | None = None
+
+
+class Gauge(GaugeBase, Numbered, table=True): ...
+
+
+class GaugeCreate(GaugeBase): ...
+
+
+class GaugePublic(SQLModel): ...
+
+
+class GaugeUpdate(SQLModel): ...
+
+
+class MeterBase(Unusual):
+    code: str = Field(unique=True)
+    marks: list[int] | None = Field(default=None, sa_type=ARRAY(sa.Integer))
+    reading: int | None = Field(default=None, sa_type=sa.BigInteger)
+
+
+class Meter(MeterBase, Numbered, table=True): ...
+
+
+class MeterCreate(MeterBase): ...
+
+
+class MeterPublic(SQLModel): ...
+
+
+class MeterUpdate(SQLModel): ...
+
+
+# A time that nobody says the zone of, and a column with a default
+
+
+class NoticeBase(Unusual):
+    code: str = Field(unique=True)
+    at: datetime = Field(sa_type=sa.DateTime)  # type: ignore[call-overload]  # takes any type
+    urgency: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+
+
+class Notice(NoticeBase, Numbered, table=True): ...
+
+
+class NoticeCreate(NoticeBase): ...
+
+
+class NoticePublic(SQLModel): ...
+
+
+class NoticeUpdate(SQLModel): ...

@@ -9,9 +9,10 @@ import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from structlog.testing import capture_logs
 
+from db.engine import make_sessions
 from db.ledger.audit import Keys
 from db.outcome import Inserted, Miscounted
 from db.refusal import Refusal
@@ -434,3 +435,35 @@ async def test_a_value_that_cannot_be_sent_at_all_is_refused_without_being_quote
     [bad] = await bench.verdicts(job_id)
     assert (bad.row_no, bad.code) == (2, "data_exception")
     assert bad.message == "a value does not fit the type of its column (OverflowError)"
+
+
+@pytest.mark.usefixtures("unusual_tables")
+async def test_tables_alike_but_for_a_type_keep_their_values_apart(database_url: str) -> None:
+    """One connection stages them all under one name."""
+    engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
+    bench = Bench(make_sessions(engine), database_url, models=MODELS)
+    rows: Rows = [{"code": "a", "marks": [1], "reading": 7}]
+    for table in ("gauge", "meter", "gauge"):
+        job_id = await bench.run(InsertRows(table=table, rows=rows, on_conflict="update"))
+        assert (await bench.job(job_id)).state == "succeeded"
+    async with engine.connect() as connection:
+        for table in ("gauge", "meter"):
+            read = await connection.execute(sa.text(f"SELECT marks, reading FROM {table}"))
+            assert [tuple(one) for one in read] == [([1], 7)]
+    await engine.dispose()
+
+
+@pytest.mark.usefixtures("unusual_tables")
+async def test_what_becomes_of_a_row_does_not_depend_on_the_others(bench: Bench) -> None:
+    bench.models = MODELS
+    zoned: dict[str, Any] = {"code": "a", "at": "2020-01-01T00:00:00+05:00"}
+    plain: dict[str, Any] = {"code": "b", "at": "2020-01-01T00:00:00"}
+    full: dict[str, Any] = {"code": "c", "at": "2020-01-01T00:00:00", "urgency": 2}
+    companies: list[Rows] = [[], [plain], [full], [plain, full]]
+    for company in companies:
+        rows: Rows = [zoned, *company]
+        payload = InsertRows(table="notice", rows=rows, on_conflict="update")
+        job_id = await bench.run(payload)
+        assert [(one.row_no, one.code) for one in await bench.verdicts(job_id)] == [
+            (1, "data_exception")
+        ]

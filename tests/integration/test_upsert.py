@@ -1,13 +1,17 @@
 """on_conflict update, deleted rows, and rows of other tables that are missing."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
+from tests.stage import connected, waiting_for_a_lock
+from tests.workers import until
 
 Rows = list[dict[str, Any]]
 
@@ -264,3 +268,55 @@ async def test_a_sensitive_value_that_was_there_is_kept_apart(bench: Bench) -> N
             {"job": job_id},
         )
     assert hidden == {"secret_name": "Foxglove"}
+
+
+async def test_what_another_transaction_changes_meanwhile_is_read_again_under_the_locks(
+    bench: Bench, database_url: str
+) -> None:
+    """Beside a writer that never rests a chunk of many rows would never find them unchanged."""
+    await execute(
+        bench,
+        "INSERT INTO hero (name, external_id) SELECT 'Old', n FROM generate_series(1, 9) AS n",
+    )
+    rows: Rows = [{"external_id": str(n), "name": f"New {n}"} for n in range(1, 11)]
+    async with connected(database_url) as other:
+        writing = other.transaction()
+        await writing.start()
+        await other.execute(
+            "UPDATE hero SET name = 'Newer', age = 7 WHERE external_id IN ('3', '4')"
+        )
+        with capture_logs() as events:
+            running = asyncio.create_task(run(bench, rows, on_conflict="update"))
+            await until(lambda: waiting_for_a_lock(bench.sessions), "the import waits")
+            await writing.commit()
+            counts, job_id = await running
+    assert counts == {"updated": 9, "inserted": 1}
+    assert "transaction.replayed" not in {event["event"] for event in events}
+    before = {str(line["before"]["name"]) for line in await bench.audit(job_id) if line["before"]}
+    assert before == {"Old", "Newer"}
+    assert {name for (name,) in await heroes(bench, "name")} == {one["name"] for one in rows}
+
+
+async def test_a_sequence_that_lags_behind_is_a_clash_where_nothing_else_can_be_met(
+    bench: Bench,
+) -> None:
+    await execute(bench, "INSERT INTO hero (name) VALUES ('Ann')")
+    await execute(
+        bench,
+        "INSERT INTO transfer (id, hero_id) SELECT n, 1 FROM generate_series(1, 99) AS n",
+    )
+    payload = InsertRows(table="transfer", rows=[{"hero_id": 1}] * 3, on_conflict="update")
+    job_id = await bench.run(payload)
+    assert await bench.counts(job_id) == {"rejected": 3}
+    assert {row.code for row in await bench.verdicts(job_id)} == {"unique_violation"}
+
+
+async def test_a_team_that_an_update_does_not_write_is_not_created(bench: Bench) -> None:
+    await execute(bench, "INSERT INTO hero (name, external_id) VALUES ('Ann', 'a')")
+    rows: Rows = [{"external_id": "a", "name": "Anna", "club": "Ajax"}]
+    options = {"on_conflict": "update", "update": ["name"], "on_missing": "create"}
+    counts, _ = await run(bench, rows, map={"club": "team.name"}, **options)
+    assert counts == {"updated": 1}
+    assert await heroes(bench, "name", "team_id", "(SELECT count(*) FROM team)") == [
+        ("Anna", None, 0)
+    ]

@@ -426,7 +426,7 @@ class MeterUpdate(SQLModel): ...
 
 class NoticeBase(Unusual):
     code: str = Field(unique=True)
-    at: datetime = Field(sa_type=sa.DateTime)  # type: ignore[call-overload]  # takes any type
+    at: datetime = Field(sa_type=sa.DateTime)
     urgency: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
 
 

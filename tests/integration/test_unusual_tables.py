@@ -442,14 +442,15 @@ async def test_tables_alike_but_for_a_type_keep_their_values_apart(database_url:
     """One connection stages them all under one name."""
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0)
     bench = Bench(make_sessions(engine), database_url, models=MODELS)
-    rows: Rows = [{"code": "a", "marks": [1], "reading": 7}]
-    for table in ("gauge", "meter", "gauge"):
-        job_id = await bench.run(InsertRows(table=table, rows=rows, on_conflict="update"))
-        assert (await bench.job(job_id)).state == "succeeded"
+    for table in ("gauge", "meter", "gauge", "meter"):
+        for reading in (7, 8):  # inserted directly, then staged
+            rows: Rows = [{"code": "a", "marks": [1], "reading": reading}]
+            job_id = await bench.run(InsertRows(table=table, rows=rows, on_conflict="update"))
+            assert (await bench.job(job_id)).state == "succeeded"
     async with engine.connect() as connection:
         for table in ("gauge", "meter"):
             read = await connection.execute(sa.text(f"SELECT marks, reading FROM {table}"))
-            assert [tuple(one) for one in read] == [([1], 7)]
+            assert [tuple(one) for one in read] == [([1], 8)]
     await engine.dispose()
 
 

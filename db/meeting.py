@@ -97,7 +97,7 @@ class MeetingStage(StagedInsert):
                 f"INSERT INTO {MATCH} SELECT s.row_no, t.* "
                 f"{self._met_sql(index, theirs, self._sql.picked('o'), unknown)}{new}"
             )
-            if not (number or self._scope_sql):
+            if not (number or self._scope_bind):
                 await self._run(f"ANALYZE {MATCH}")
 
     @property
@@ -186,10 +186,8 @@ class MeetingStage(StagedInsert):
             if not changed:
                 return attempt == 0
             await self._run(f"DELETE FROM {MATCH} WHERE row_no = ANY(:rows)", rows=changed)
-            scope_sql = self._scope_sql
-            self._scope_sql += f" AND {ROW_NO} = ANY('{{{', '.join(map(str, changed))}}}'::int[])"
-            await self._match()
-            self._scope_sql = scope_sql
+            with self._narrowed(f"{ROW_NO} = ANY(:changed)", changed=changed):
+                await self._match()
         raise Race
 
     async def _lock_met(self) -> list[int]:

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -25,11 +27,12 @@ class Stage:
     """The staging table of one chunk; it lives as long as the transaction.
 
     What is done to the rows concerns those in scope: all, unless `_scope` and its SQL, to be added
-    to a condition, say otherwise.
+    to a condition, say otherwise. The SQL takes parameters, so that it can be planned once.
     """
 
     _scope: frozenset[int] | None = None
     _scope_sql = ""
+    _scope_bind: Mapping[str, Any] = MappingProxyType({})
     _drawn_late: str | None = None
     """The key that is taken from its sequence not before rows are inserted, if that is so."""
 
@@ -42,6 +45,7 @@ class Stage:
 
     async def _run(self, sql: str, **bind: Any) -> sa.CursorResult[Any]:
         """Run SQL in which only the given names are parameters: expressions may hold colons."""
+        bind |= {name: one for name, one in self._scope_bind.items() if f":{name}" in sql}
         names = "|".join(bind) or "(?!)"
         text = sa.text(re.sub(rf":(?!(?:{names})\b)", r"\:", sql))
         # typed as any Result, but textual SQL always gives a CursorResult
@@ -126,6 +130,19 @@ class Stage:
         """Tell the planner what the staging table holds; without it it loops over all pairs."""
         names = ", ".join(map(quote, (ROW_NO, HELD, *self._facts.primary_key)))
         await self._run(f"ANALYZE {STAGE} ({names})")
+
+    @contextmanager
+    def _narrowed(
+        self, condition: str, rows: frozenset[int] | None = None, **bind: Any
+    ) -> Iterator[None]:
+        """Let only rows be in scope that fulfil a condition, too."""
+        scope, sql, binds = self._scope, self._scope_sql, self._scope_bind
+        self._scope = scope if rows is None else rows
+        self._scope_sql, self._scope_bind = f"{sql} AND {condition}", {**binds, **bind}
+        try:
+            yield
+        finally:
+            self._scope, self._scope_sql, self._scope_bind = scope, sql, binds
 
     def _in_scope(self) -> AbstractSet[int]:
         return self._loaded if self._scope is None else self._loaded & self._scope

@@ -32,6 +32,7 @@ REVIVE = "revive"
 AMBIGUOUS = "ambiguous_match"
 OUTDATED = "version_conflict"
 WAS_DELETED = "deleted_match"
+MANY_ROUNDS = 20
 WORTH_A_COPY = 100
 """Rows; for fewer, drawing keys and another COPY cost more than they save."""
 
@@ -100,13 +101,15 @@ class _Merge(MeetingStage):
         if self._drawn_late:
             await self._draw_keys(sorted(self._loaded))
         await self._set(ROUND, {row: n for n, rows in enumerate(self._rounds) if n for row in rows})
+        if len(self._rounds) > MANY_ROUNDS:
+            await self._run(f"CREATE INDEX ON {STAGE} ({ROUND})")
+            await self._run(f"CREATE INDEX ON {STAGE} ({ROW_NO})")
         for number, rows in enumerate(self._rounds):
-            self._scope, self._scope_sql = frozenset(rows), f" AND {ROUND} = {number}"
-            await self._run(f"TRUNCATE {MATCH}")
-            await self._match()
-            await self.lock()
-            await self._apply()
-        self._scope, self._scope_sql = None, ""
+            with self._narrowed(f"{ROUND} = :round", frozenset(rows), round=number):
+                await self._run(f"TRUNCATE {MATCH}")
+                await self._match()
+                await self.lock()
+                await self._apply()
 
     async def _apply(self) -> None:
         """Let the rows in scope take effect, none of which has to do with another."""
@@ -249,15 +252,12 @@ class _Merge(MeetingStage):
 
     async def _insert_the_rest(self, met: set[int]) -> None:
         """Insert the rows in scope that meet nothing."""
-        scope, sql = self._scope, self._scope_sql
-        rest = (self._loaded if scope is None else self._loaded & scope) - met
-        self._scope = frozenset(rest)
-        if met:
-            self._scope_sql += f" AND {ROW_NO} NOT IN (SELECT row_no FROM {MATCH})"
+        rest = frozenset(self._in_scope() - met)
+        unmet = f"{ROW_NO} NOT IN (SELECT row_no FROM {MATCH})" if met else "true"
         if rest:
-            await self._insert_scope()
+            with self._narrowed(unmet, rest):
+                await self._insert_scope()
         self._held.clear()
-        self._scope, self._scope_sql = scope, sql
 
     async def _insert_scope(self) -> None:
         rows = sorted(self._in_scope())
@@ -303,11 +303,9 @@ class _Merge(MeetingStage):
         """Refuse rows that clash although what they meet is what they met before; else Race."""
         if not self._clashing:
             return
-        scope, sql = self._scope, self._scope_sql
-        self._scope_sql = f" AND {ROW_NO} IN ({', '.join(map(str, self._clashing))})"
-        if await self._met_otherwise():
-            raise Race
-        self._scope, self._scope_sql = scope, sql
+        with self._narrowed(f"{ROW_NO} = ANY(:clashing)", clashing=list(self._clashing)):
+            if await self._met_otherwise():
+                raise Race
         self._refused.update(self._clashing)
         self._clashing.clear()
 

@@ -1,7 +1,7 @@
 """Inserting one input chunk by chunk, in input order, with the verdicts of its rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -10,67 +10,26 @@ from typing import Any, NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import bulk
-from db.catalog import TableFacts, read_facts
-from db.direct_copy import can_copy, draw_keys, insert_directly
+from db.catalog import read_facts
 from db.errors import Race
 from db.ledger import chunk
-from db.ledger.audit import Changes, Entry, Journal
 from db.ledger.chunk import OPENING, Receipt, Span
-from db.ledger.verdict import RowVerdict, Verdict
-from db.merging import Merging, OnDeleted, Terms
-from db.outcome import Inserted
-from db.refusal import Refusal
+from db.ledger.verdict import Verdict
 from db.registry import Model
-from db.staging import OnConflict
-from db.unique_values import UniqueValues, disjoint, unique_values
-from db.upsert import CONFLICTS, REVIVE, UPDATE, Merged, merge_rows
+from jobs._chunk_writer import ChunkWriter, Ready
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
-from jobs._mapping import Plan, Reference, Request, make_plan, require_given
+from jobs._mapping import Plan, Request, make_plan, require_given
+from jobs._outcome import Outcome, without_zeros
 from jobs._parents import Created, Parents
 from jobs._part import Part, Position
-from jobs._preparation import Known, OnMissing, Prepared, Preparer
+from jobs._preparation import Known, Prepared, Preparer
+from jobs._rules import Rules
 from jobs._run import ChunkedRun, ChunkEffect
 from jobs._together import Stale, Together
 from jobs._turn import Turn, in_turn
 
 STALE_TRIES = 20
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How large a chunk may be, what becomes of rows that meet others, and how many rejects go."""
-
-    chunk_rows: int
-    chunk_bytes: int
-    on_conflict: OnConflict
-    max_rejects: int | None
-    on_deleted: OnDeleted = "insert"
-    on_missing: OnMissing = "reject"
-    update: frozenset[str] | None = None
-    expects_version: bool = False
-    atomic: bool = False
-
-    def rejects(self, counts: Mapping[str, int]) -> int:
-        """How many rows count as rejected: where all must go in, those in conflict too."""
-        conflicts = counts.get(Verdict.CONFLICT, 0) if self.atomic else 0
-        return counts.get(Verdict.REJECTED, 0) + conflicts
-
-    @property
-    def looks_first(self) -> bool:
-        """Whether a row that PostgreSQL would take may still have to be treated otherwise."""
-        return self.on_deleted != "insert" or self.expects_version
-
-    @property
-    def merges(self) -> bool:
-        """Whether rows that are there may be changed."""
-        return self.looks_first or self.on_conflict == "update"
-
-    def merging(self, model: Model, journal: Journal) -> Merging:
-        return Merging(
-            self.on_conflict, journal, self.on_deleted, self.update, model.sensitive_columns
-        )
 
 
 class _TooManyRejects(Exception):
@@ -82,99 +41,18 @@ class _TooManyRejects(Exception):
 
 
 @dataclass
-class _Effect:
-    """What became of the rows of a chunk, by their position."""
-
-    prepared: Prepared
-    written: Inserted
-
-    @property
-    def refused(self) -> dict[int, Refusal]:
-        from_table = {
-            self.prepared.positions[index]: why for index, why in self.written.refused.items()
-        }
-        return self.prepared.refused | from_table
-
-    @property
-    def rejected(self) -> list[int]:
-        return [at for at, why in self.refused.items() if _verdict(why) == Verdict.REJECTED]
-
-    @property
-    def counts(self) -> dict[Verdict, int]:
-        written, refused = self.written, len(self.refused)
-        counts = {
-            Verdict.INSERTED: len(written.inserted),
-            Verdict.SKIPPED: len(written.skipped),
-            Verdict.REJECTED: len(self.rejected),
-            Verdict.CONFLICT: refused - len(self.rejected),
-        }
-        if isinstance(written, Merged):
-            counts[Verdict.UPDATED] = len(written.updated)
-            counts[Verdict.UNCHANGED] = len(written.unchanged)
-            counts[Verdict.REVIVED] = len(written.revived)
-        return counts
-
-    def used(
-        self,
-        references: Sequence[Reference],
-        columns: Sequence[str],
-        update: frozenset[str] | None,
-    ) -> dict[Reference, set[Any]]:
-        """By reference, the ids that rows wrote into the table."""
-        used: dict[Reference, set[Any]] = {}
-        for one in references:
-            written = set(self.written.inserted)
-            if isinstance(self.written, Merged):
-                written |= self.written.revived
-                if update is None or one.field in update:
-                    written |= self.written.updated
-            at = columns.index(one.field)
-            used[one] = {self.prepared.records[position][at] for position in written}
-        return used
-
-    def changes(self, table: str) -> Changes | None:
-        """What the audit has to say, row by row, about rows that were there before."""
-        if not isinstance(self.written, Merged):
-            return None
-        counts = {UPDATE: len(self.written.updated), REVIVE: len(self.written.revived)}
-        told = {action: count for action, count in counts.items() if count}
-        return Changes(table, told) if told else None
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A part of the input that can be written, and the rows it refers to as they were found.
-
-    It is `apart` if no row of the chunk in front can be one that its rows meet.
-    """
-
-    part: Part
-    prepared: Prepared
-    known: Known
-    apart: bool = False
-
-
-@dataclass
 class Insertion:
-    """One input on its way into one table, from the position that is next.
-
-    Keys that were drawn ahead hold for one `epoch`: once a chunk has got keys that were drawn
-    later, those of the chunks behind it would come before them.
-    """
+    """One input on its way into one table, from the position that is next."""
 
     run: ChunkedRun
     rules: Rules
-    model: Model
     input: Input
-    facts: TableFacts
     plan: Plan
     preparer: Preparer
     parents: Parents
+    writer: ChunkWriter
     position: Position
     rejected: int
-    promising: bool = True
-    in_front: UniqueValues | None = None
-    epoch: int = 0
     outside: Context = field(default_factory=copy_context)
 
     @classmethod
@@ -191,15 +69,15 @@ class Insertion:
         await _open(run, source)
         last = await run.read(lambda session: chunk.last_receipt(session, run.claim.job_id))
         tally = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
+        preparer = Preparer(model, plan, facts, rules.on_missing)
         return cls(
             run,
             rules,
-            model,
             source,
-            facts,
             plan,
-            Preparer(model, plan, facts, rules.on_missing),
+            preparer,
             parents,
+            ChunkWriter(run.claim, rules, model, facts, plan, preparer.columns),
             source.data_start if last is None or last.chunk_no == OPENING else behind(last),
             rules.rejects(tally.counts),
         )
@@ -255,40 +133,11 @@ class Insertion:
         """Prepare a chunk, with the keys that it is going to need."""
         known = await self._look_up(part)
         prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
-        if self._goes_directly:
-            epoch, count = self.epoch, len(prepared.batch)
-            prepared.keys = await self.run.read(partial(self._draw_keys, count=count))
-            prepared.epoch = epoch
-        return Ready(part, prepared, known, await asyncio.to_thread(self._is_apart, prepared))
-
-    def _is_apart(self, prepared: Prepared) -> bool:
-        if not self.rules.merges:
-            return False
-        in_front, self.in_front = self.in_front, None
-        if not prepared.unknown:  # rows that may be valid once what they name is there
-            self.in_front = unique_values(self.facts, self.preparer.columns, prepared.records)
-        return disjoint(in_front, self.in_front)
-
-    @property
-    def _goes_directly(self) -> bool:
-        """Whether the next rows are expected to go in without a look at what is there."""
-        looks = self.rules.looks_first or not self.promising
-        return not looks and can_copy(self.facts, self.preparer.columns)
-
-    def _overlaps(self, ready: Ready) -> bool:
-        """Whether a chunk may begin before the one in front of it has committed.
-
-        Its statements then wait for rows they clash with, and for no others. If it meets what that
-        one changes it is a race; so it does not have to know what that one makes.
-        """
-        facts, rules = self.facts, self.rules
-        if facts.deferrable or facts.own_parent:
-            return False
-        finds_out = rules.merges and not rules.expects_version and not facts.has_triggers
-        return self._goes_directly or (finds_out and ready.apart)
-
-    async def _draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
-        return await draw_keys(session, self.facts, self.preparer.columns, count)
+        if self.writer.goes_directly:
+            prepared.epoch, count = self.writer.epoch, len(prepared.batch)
+            prepared.keys = await self.run.read(partial(self.writer.draw_keys, count=count))
+        apart = await asyncio.to_thread(self.writer.is_apart, prepared)
+        return Ready(part, prepared, known, apart)
 
     async def _look_up(self, part: Part, session: AsyncSession | None = None) -> Known:
         wanted = self.preparer.wanted_keys(part)
@@ -302,7 +151,7 @@ class Insertion:
         part = ready.part
         for _ in range(STALE_TRIES):
             await asyncio.to_thread(self.input.unchanged)
-            if not self._overlaps(ready):
+            if not self.writer.overlaps(ready):
                 await turn.may_look()
             try:
                 work = partial(self.work, ready=ready, turn=turn)
@@ -318,23 +167,23 @@ class Insertion:
 
     async def work(self, session: AsyncSession, ready: Ready, turn: Turn) -> ChunkEffect:
         await self._still_known(session, ready.known)
-        created, part, prepared = Created(), ready.part, ready.prepared
+        created, prepared = Created(), ready.prepared
         if self.rules.on_missing == "create":
             await turn.may_write()
             prepared = await self._create_missing(session, ready, created)
         try:
             async with session.begin_nested():
-                effect = await self._insert(session, ready, prepared, turn)
-                await self._stop_at_limit(effect, turn)
+                outcome = await self._write(session, ready, prepared, turn)
+                await self._stop_at_limit(outcome, turn)
         except _TooManyRejects as stop:
             until = prepared.until(stop.position + 1)
-            effect = await self._insert(session, ready, until, turn)
-            if not self.too_many(self.rejected + len(effect.rejected)):
+            outcome = await self._write(session, ready, until, turn)
+            if not self.too_many(self.rejected + len(outcome.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
         references, columns = self.plan.references, self.preparer.columns
-        used = effect.used(references, columns, self.rules.update)
+        used = outcome.used(references, columns, self.rules.update)
         entries = await self.parents.keep_used(session, created, used)
-        return self._effect(part, effect, prepared.filtered, entries)
+        return outcome.effect(ready.part, prepared.filtered, self.writer.model.name, entries)
 
     async def _still_known(self, session: AsyncSession, known: Known) -> None:
         wanted = {one: set(known[one.field]) for one in self.plan.references}
@@ -351,70 +200,19 @@ class Insertion:
         complete = {name: {**ids, **new.get(name, {})} for name, ids in ready.known.items()}
         return await asyncio.to_thread(self.preparer.prepare, ready.part, complete)
 
-    async def _insert(
-        self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn
-    ) -> _Effect:
-        return _Effect(prepared, await self._write(session, ready, prepared, turn))
-
     async def _write(
         self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn
-    ) -> Inserted:
-        """Insert at once what nothing stands against; where rows met others last time, staged."""
-        columns, batch = self.preparer.columns, prepared.batch
-        if self._goes_directly:
-            await turn.may_write()
-        if self._goes_directly:
-            keys = prepared.keys if prepared.epoch == self.epoch else None
-            copied = await insert_directly(session, self.facts, columns, batch, keys)
-            if copied is None or keys is None:
-                self.epoch += 1
-            if copied is not None:
-                return copied
-            await turn.may_look()
-        elif not self._overlaps(ready):
-            await turn.may_look()
-        staged: Inserted
-        if self.rules.merges:
-            terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)
-            merging = self.rules.merging(self.model, self._journal(ready.part))
-            staged = await merge_rows(
-                session, self.facts, columns, batch, terms, merging, turn.may_look
-            )
-        else:
-            conflict = self.rules.on_conflict
-            staged = await bulk.insert_rows(session, self.facts, columns, batch, conflict)
-        self.epoch += 1
-        self.promising = len(staged.inserted) == len(batch)
-        return staged
+    ) -> Outcome:
+        return Outcome(prepared, await self.writer.write(session, ready, prepared, turn))
 
-    def _journal(self, part: Part) -> Journal:
-        """Behind the lines on what was inserted, into the table and into those it refers to."""
-        first = 1 + len(self.plan.references)
-        return Journal(self.run.claim, part.number, self.model.name, first)
-
-    async def _stop_at_limit(self, effect: _Effect, turn: Turn) -> None:
-        rejected = sorted(effect.rejected)
+    async def _stop_at_limit(self, outcome: Outcome, turn: Turn) -> None:
+        rejected = sorted(outcome.rejected)
         most = self.rules.max_rejects
         if most is None or self.rules.atomic or not rejected:
             return
         await turn.may_look()  # by then those of the chunk before are counted
         if len(rejected) > most - self.rejected:
             raise _TooManyRejects(rejected[most - self.rejected])
-
-    def _effect(
-        self, part: Part, effect: _Effect, filtered: int, entries: list[Entry]
-    ) -> ChunkEffect:
-        counts = effect.counts
-        counts[Verdict.NOT_REACHED] = len(part.rows) - filtered - sum(counts.values())
-        inserted = len(effect.written.inserted)
-        if inserted:
-            entries = [Entry("insert", self.model.name, inserted, effect.written.keys), *entries]
-        return ChunkEffect(
-            Receipt(part.number, part.span, filtered, without_zeros(counts)),
-            [_row_verdict(part, position, why) for position, why in sorted(effect.refused.items())],
-            entries,
-            effect.changes(self.model.name),
-        )
 
     def _give_up(self) -> NoReturn:
         after = (
@@ -472,24 +270,3 @@ def already(effect: ChunkEffect) -> Any:
 def behind(receipt: Receipt) -> Position:
     span = receipt.span
     return Position(receipt.chunk_no + 1, span.first_row + span.rows, span.end_byte, span.next_line)
-
-
-def _row_verdict(part: Part, position: int, why: Refusal) -> RowVerdict:
-    return RowVerdict(
-        row_no=part.span.first_row + position,
-        chunk_no=part.number,
-        line=part.lines[position],
-        verdict=_verdict(why),
-        code=why.code,
-        column=why.column,
-        message=why.message,
-        raw=part.raws[position],
-    )
-
-
-def _verdict(why: Refusal) -> Verdict:
-    return Verdict.CONFLICT if why.code in CONFLICTS else Verdict.REJECTED
-
-
-def without_zeros(counts: Mapping[Verdict, int]) -> dict[str, int]:
-    return {name.value: count for name, count in counts.items() if count}

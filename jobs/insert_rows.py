@@ -11,8 +11,9 @@ from db.ledger import chunk
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._errors import Rejected
 from jobs._input import InPlace, Spooled, open_input
-from jobs._insertion import Insertion, Rules
+from jobs._insertion import Insertion
 from jobs._mapping import Request
+from jobs._rules import Rules
 from jobs._run import ChunkedRun
 
 

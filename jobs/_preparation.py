@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
@@ -22,7 +22,10 @@ from jobs._mapping import Plan, Reference
 from jobs._part import ABSENT, Part, Values
 
 Known = Mapping[str, Mapping[str, Any]]
-"""For each referencing field: natural key → id of the row it names."""
+"""For each referencing field: natural key → id of the row it names.
+
+Where it is known that there can be no such row, a Refusal stands in place of the id.
+"""
 
 OnMissing = Literal["reject", "create", "null"]
 """What becomes of a row that names, by natural key, a row that is not there."""
@@ -179,19 +182,22 @@ class Preparer:
     def _alone(self, values: Values, known: Known, prepared: Prepared) -> Record | Refusal:
         """Validate one row by the model itself, which knows what to say about it."""
         fields = self._plan.fields(values)
-        unknown: Refusal | None = None
+        missing: dict[str, Refusal] = {}
         for reference in self._plan.references:
             value = values[reference.index]
             if value is ABSENT:
                 continue
             identity = known[reference.field].get(value) if _is_key(value) else None
-            if identity is None and value is not None and self._on_missing != "null":
+            if isinstance(identity, Refusal):
+                missing[reference.field] = identity
+            elif identity is None and value is not None and self._on_missing != "null":
                 if _is_key(value):
                     prepared.unknown.setdefault(reference, set()).add(value)
-                unknown = unknown or self._unknown_key(reference, value)
-            fields[reference.field] = identity
-        if unknown is not None:
-            return unknown
+                missing[reference.field] = self._unknown_key(reference, value)
+            else:
+                fields[reference.field] = identity
+        if missing:
+            return self._missing(missing, fields)
         try:
             valid = self._validate(fields)
         except ValidationError as error:
@@ -229,14 +235,27 @@ class Preparer:
                 return Refusal("invalid", text, column)
         return tuple(values)
 
+    def _missing(self, missing: Mapping[str, Refusal], fields: Mapping[str, Any]) -> Refusal:
+        """What is wrong with a row that names rows that are not there, as far as fields tell it.
+
+        What a model says about the row as a whole may follow from what is missing.
+        """
+        told = list(missing.values())
+        sentences = [one.message for one in told]
+        try:
+            self._validate(fields)
+        except ValidationError as error:
+            others = (one for one in _problems(error) if {*one["loc"][:1]} - missing.keys())
+            sentences += map(self._sentence, others)
+        return replace(told[0], message=self._shown("; ".join(sentences), fields))
+
     def _invalid(self, error: ValidationError, fields: Mapping[str, Any]) -> Refusal:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        columns = [self._column_of(problem) for problem in problems]
-        text = "; ".join(
-            f"{column or 'row'}: {self._message(problem)}"
-            for column, problem in zip(columns, problems, strict=True)
-        )
-        return Refusal("invalid", self._shown(text, fields), columns[0])
+        problems = _problems(error)
+        text = "; ".join(map(self._sentence, problems))
+        return Refusal("invalid", self._shown(text, fields), self._column_of(problems[0]))
+
+    def _sentence(self, problem: ErrorDetails) -> str:
+        return f"{self._column_of(problem) or 'row'}: {self._message(problem)}"
 
     def _shown(self, text: str, fields: Mapping[str, Any]) -> str:
         """A validator's words without the sensitive values that they may quote."""
@@ -268,6 +287,10 @@ class Preparer:
         own = self._model.table.c[reference.field]
         parents = [key.column.table for key in own.foreign_keys]
         return is_sensitive(own) or any(is_sensitive(one.c[reference.key]) for one in parents)
+
+
+def _problems(error: ValidationError) -> list[ErrorDetails]:
+    return error.errors(include_url=False, include_context=False, include_input=False)
 
 
 def _picker(columns: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -10,18 +10,17 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, qualified, read_facts
-from db.refusal import Refusal
 from db.registry import Model, Registry, discover_models
 from jobs import _guess as guess
 from jobs._guess import Column, Fit, Found, Known, Relation
-from jobs._mapping import OWN_PREFIX, Plan, Reference, Request, make_plan, natural_key
-from jobs._parents import Parent, Parents
-from jobs._preparation import Known as Ids
+from jobs._mapping import OWN_PREFIX, Plan, Reference, Request, make_plan
+from jobs._parents import Parents
 from jobs._preparation import Preparer
 from worker.connection import Sessions
 from worker.import_command import Import
 from worker.import_file import STDIN
 from worker.import_sample import Sample, read_sample
+from worker.plan_trial import Reject, Trial, parents_of, try_part
 from worker.settings import Settings
 
 MOST_IGNORED_BY_NAME = 3
@@ -39,16 +38,6 @@ class PlannedColumn:
     empty: int
     target: str | None
     why: str
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row of the sample that would be rejected."""
-
-    line: int
-    column: str | None
-    code: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +119,6 @@ class _Planner:
         self._sample = sample
         self._columns = columns
         self._known: Known = {}
-        self._unknown: Mapping[Reference, int] = {}
 
     async def plan(self, options: Sequence[str]) -> ImportPlan:
         models = [one for one in self._models.values() if await self._has_table(one)]
@@ -140,7 +128,8 @@ class _Planner:
         facts = self._known[fit.model.name]
         names = self._sample.columns
         plan = make_plan(request, names, fit.model.name, fit.model.create, facts)
-        rejects, filtered = await self._try(fit.model, plan, facts)
+        parents = parents_of(facts, plan.references, self._models, self._known)
+        trial = await self._try(fit.model, plan, facts, parents)
         rows = len(self._sample.part.rows)
         return ImportPlan(
             file=self._file,
@@ -149,12 +138,12 @@ class _Planner:
             because=self._because(fit),
             columns=[self._planned(column, fit, request) for column in self._columns],
             doubts=[*self._sample.doubts, *fit.doubts],
-            hints=[*self._hints(fit, plan, facts)],
+            hints=[*self._hints(fit, plan, facts, trial)],
             words=self._words(fit.model.name, request, options),
             rows=rows,
-            valid=rows - filtered - len(rejects),
-            not_selected=filtered,
-            rejects=rejects,
+            valid=rows - trial.filtered - len(trial.rejects),
+            not_selected=trial.filtered,
+            rejects=trial.rejects,
         )
 
     async def _has_table(self, model: Model) -> bool:
@@ -184,6 +173,7 @@ class _Planner:
     async def _find(self, fit: Fit) -> Found:
         """Which columns that nobody knows by name hold the natural keys of other tables' rows."""
         found: dict[str, set[str]] = {}
+        facts = self._known[fit.model.name]
         for column in self._columns:
             texts = {one for one in column.values if isinstance(one, str) and "\0" not in one}
             if not texts or column.name in fit.taken or column.kind in ("int", "float", "bool"):
@@ -191,19 +181,11 @@ class _Planner:
             for relation in self._relations(fit.model):
                 for name in relation.names:
                     one = Reference(column.name, 0, "", relation.table, name, name)
-                    there = await self._ids(self._known[fit.model.name], {one: texts})
+                    parents = parents_of(facts, [one], self._models, self._known)
+                    there = await parents.ids(self._session, {one: texts})
                     if len(there[""]) >= guess.LEAST_KNOWN * len(texts):
                         found.setdefault(column.name, set()).add(relation.target(name))
         return found
-
-    async def _ids(self, child: TableFacts, wanted: Mapping[Reference, set[str]]) -> Ids:
-        """The rows that natural keys name, as the job will find them."""
-        parents = {}
-        for one in wanted:
-            model = self._models.get(one.table)
-            facts = self._known[model.name]
-            parents[one] = Parent(model, facts, natural_key(model.table, facts, one.key))
-        return await Parents(child, parents).ids(self._session, wanted)
 
     def _because(self, fit: Fit) -> str:
         if self._asked.model:
@@ -280,25 +262,16 @@ class _Planner:
 
     # What comes of it
 
-    async def _try(self, model: Model, plan: Plan, facts: TableFacts) -> tuple[list[Reject], int]:
-        """The rows of the sample that would be rejected, and how many are not selected."""
-        part = self._sample.part
+    async def _try(self, model: Model, plan: Plan, facts: TableFacts, parents: Parents) -> Trial:
         on_missing = self._asked.options.get("on_missing", "reject")
         preparer = Preparer(model, plan, facts, on_missing)
-        known = await self._ids(facts, preparer.wanted_keys(part))
-        prepared = await asyncio.to_thread(preparer.prepare, part, known)
-        self._unknown = {one: len(keys) for one, keys in prepared.unknown.items()}
-        refused = [
-            (at, why)
-            for at, why in sorted(prepared.refused.items())
-            if why.code != "missing_reference" or on_missing != "create"
-        ]
-        return [_reject(part.lines[at], why) for at, why in refused], prepared.filtered
+        part, create = self._sample.part, on_missing == "create"
+        return await try_part(self._session, preparer, parents, part, create=create)
 
-    def _hints(self, fit: Fit, plan: Plan, facts: TableFacts) -> Iterator[str]:
+    def _hints(self, fit: Fit, plan: Plan, facts: TableFacts, trial: Trial) -> Iterator[str]:
         """What a person may want to know or add."""
         given = set(plan.given)
-        for reference, count in self._unknown.items():
+        for reference, count in trial.missing.items():
             named = f"rows name {count:,} {reference.table} rows that are not there"
             yield f"{named}{self._how(reference)}"
         for relation in self._relations(fit.model):
@@ -345,10 +318,6 @@ class _Planner:
             return ""
         template = "|".join(f"{{{one.name}}}" for one in texts[:2])
         return f"; a key can be made of columns, as in --map {free[0]}='{template}'"
-
-
-def _reject(line: int, why: Refusal) -> Reject:
-    return Reject(line, why.column, why.code, why.message)
 
 
 def _unique_keys(model: Model, facts: TableFacts) -> list[tuple[str, ...]]:

@@ -297,6 +297,27 @@ async def test_the_message_about_a_name_of_half_a_mebibyte_is_short(bench: Bench
     assert len(bad.message) < 300
 
 
+async def test_a_row_that_names_no_row_and_is_not_valid_is_told_both(bench: Bench) -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": "Ann", "club": "Nowhere", "age": -1},
+        {"name": "Bob", "club": "Nowhere"},
+    ]
+    job_id = await bench.run(payload(rows, map={"club": "team.name"}))
+    both, one = await bench.verdicts(job_id)
+    assert (both.code, both.column) == (one.code, one.column) == ("missing_reference", "club")
+    assert one.message == "club: there is no team with name 'Nowhere'"
+    assert both.message == f"{one.message}; age: Input should be greater than or equal to 0"
+
+
+async def test_of_a_field_that_must_be_given_only_the_missing_row_is_told(bench: Bench) -> None:
+    rows = [{"hero": "a@b.c", "team": "Nowhere", "role": "lead"}]
+    mapping = {"hero": "hero.email", "team": "team.name"}
+    [bad] = await bench.verdicts(await bench.run(payload(rows, "membership", map=mapping)))
+    assert bad.message == (
+        "hero: there is no hero with email 'a@b.c'; team: there is no team with name 'Nowhere'"
+    )
+
+
 @pytest.mark.usefixtures("unusual_tables")
 async def test_rows_of_one_input_cannot_name_each_other(bench: Bench) -> None:
     rows = [{"id": 1, "name": "a", "above": "b"}]

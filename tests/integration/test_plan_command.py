@@ -98,6 +98,34 @@ def test_for_rows_of_other_tables_that_are_missing_the_command_that_brings_them_
     assert table == "team"
 
 
+def test_rows_whose_missing_parents_are_to_be_created_are_tried_as_if_they_were(cli: Cli) -> None:
+    long = "x" * 201
+    Path("heroes.csv").write_text(
+        f"name,age,email,team\nAnn,1,a@b.c,Red\nBob,-1,none,Red\nCid,2,c@d.e,{long}\n"
+    )
+
+    document = plan(cli, "heroes.csv", "--on-missing", "create")
+
+    invalid, too_long = document["rejects"]
+    assert (invalid["line"], invalid["code"]) == (3, "invalid")
+    assert "age: Input should be" in invalid["reason"]
+    assert "email: String should match" in invalid["reason"]
+    assert (too_long["line"], too_long["code"]) == (4, "missing_reference")
+    assert "no team can be created, for name: String should have at most 200" in too_long["reason"]
+    assert document["sample"]["valid"] == 1
+    assert document["hints"][0] == "rows name 1 team rows that are not there: they are created"
+
+
+def test_parents_that_cannot_be_created_are_no_plan(cli: Cli) -> None:
+    Path("x.csv").write_text("hero,team,role\na@b.c,Red,lead\n")
+    words = ("x.csv", "--map", "hero=hero.email", "--on-missing", "create")
+
+    result = cli("import", "membership", "--plan", *words)
+
+    assert result.exit_code == 2
+    assert "a hero cannot be created from its email alone" in sentence(result)
+
+
 def test_a_plan_writes_nothing_and_its_command_enqueues_the_import(
     cli: Cli, database_url: str
 ) -> None:

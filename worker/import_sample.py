@@ -17,17 +17,18 @@ from worker.import_command import Import
 SAMPLE_ROWS: Final = 1000
 SAMPLE_BYTES: Final = 4 * 1024 * 1024
 HEAD_BYTES: Final = 256 * 1024
+NOTHING_DECLARED: Final = Shape()
 _NO_ROWS: Final = Part(1, Span(1, 0, 0, 0, 1, 1), (), (), (), {})
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The first rows; `words` are the options that say what was guessed of `form`."""
+    """The first rows; `shape` is what was declared of `form` or, where nothing was, guessed."""
 
     columns: list[str]
     part: Part
     form: Mapping[str, Any]
-    words: Sequence[str]
+    shape: Shape
     doubts: Sequence[str]
 
 
@@ -39,7 +40,7 @@ def read_sample(asked: Import, places: Sequence[ImportPlace]) -> Sample:
         reader = opened.reader
         part = next(reader.parts(SAMPLE_ROWS, SAMPLE_BYTES, reader.start()), _NO_ROWS)
         form = {**opened.layout.model_dump(), "compression": opened.text.compression}
-        return Sample(reader.columns, part, form, _words(asked.declared, declared), doubts)
+        return Sample(reader.columns, part, form, declared, doubts)
 
 
 def _declared(text: Text, name: str, given: Shape) -> tuple[Shape, list[str]]:
@@ -76,11 +77,11 @@ def _is_ndjson(name: str) -> bool:
     return not {".ndjson", ".jsonl"}.isdisjoint(Path(name.lower()).suffixes)
 
 
-def _words(given: Shape, guessed: Shape) -> list[str]:
-    """The options that declare what was guessed."""
+def shape_words(shape: Shape, known: Shape = NOTHING_DECLARED) -> list[str]:
+    """The options that declare the shape, but for what is known."""
     words: list[str] = []
     for name in ("format", "encoding", "delimiter"):
-        value = getattr(guessed, name)
-        if value is not None and value != getattr(given, name):
+        value = getattr(shape, name)
+        if value is not None and value != getattr(known, name):
             words += [f"--{name}", value.replace("\t", "\\t")]
     return words

@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +19,13 @@ from jobs._preparation import Preparer
 from worker.connection import Sessions
 from worker.import_command import Import
 from worker.import_file import STDIN
-from worker.import_sample import Sample, read_sample
+from worker.import_sample import Sample, read_sample, shape_words
+from worker.plan_hints import Hints
 from worker.plan_trial import Reject, Trial, parents_of, try_part
 from worker.settings import Settings
 
 MOST_IGNORED_BY_NAME = 3
 """More columns than so many are left out by --ignore-unknown."""
-FEW_VALUES = range(2, 6)
-"""A column with so many different values may be one to select rows by."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,19 @@ class _Planner:
         parents = parents_of(facts, plan.references, self._models, self._known)
         trial = await self._try(fit.model, plan, facts, parents)
         rows = len(self._sample.part.rows)
+        relations = self._relations(fit.model)
+        hints = Hints(
+            self._asked,
+            self._file,
+            self._sample,
+            self._columns,
+            fit,
+            relations,
+            plan,
+            facts,
+            parents,
+            trial,
+        )
         return ImportPlan(
             file=self._file,
             form=self._sample.form,
@@ -138,7 +150,7 @@ class _Planner:
             because=self._because(fit),
             columns=[self._planned(column, fit, request) for column in self._columns],
             doubts=[*self._sample.doubts, *fit.doubts],
-            hints=[*self._hints(fit, plan, facts, trial)],
+            hints=[*hints.all()],
             words=self._words(fit.model.name, request, options),
             rows=rows,
             valid=rows - trial.filtered - len(trial.rejects),
@@ -228,8 +240,8 @@ class _Planner:
     def _words(self, model: str, request: Request, options: Sequence[str]) -> list[str]:
         """The command: what was typed, and an option for each thing that was guessed."""
         given = self._asked.columns
-        words = ["bulwark", "import", model, self._file]
-        words += [*options, *self._sample.words]
+        words = ["bulwark", "import", model, self._file, *options]
+        words += shape_words(self._sample.shape, self._asked.declared)
         for name, text in request.map.items():
             words += [] if name in given.map else ["--map", f"{name}={text}"]
         for name in request.ignore[len(given.ignore) :]:
@@ -267,69 +279,3 @@ class _Planner:
         preparer = Preparer(model, plan, facts, on_missing)
         part, create = self._sample.part, on_missing == "create"
         return await try_part(self._session, preparer, parents, part, create=create)
-
-    def _hints(self, fit: Fit, plan: Plan, facts: TableFacts, trial: Trial) -> Iterator[str]:
-        """What a person may want to know or add."""
-        given = set(plan.given)
-        for reference, count in trial.missing.items():
-            named = f"rows name {count:,} {reference.table} rows that are not there"
-            yield f"{named}{self._how(reference)}"
-        for relation in self._relations(fit.model):
-            if relation.field not in given and relation.names:
-                target = relation.target(relation.names[0])
-                yield (
-                    f"{fit.model.name}.{relation.field} is left empty: if a column names the "
-                    f"{relation.table}, add --map COLUMN={target}"
-                )
-        keys = _unique_keys(fit.model, facts)
-        if keys and not any(set(key) <= given for key in keys):
-            named = guess.listed([" with ".join(key) for key in keys], "or")
-            yield (
-                f"nothing gives {named}, by which rows of {fit.model.name} are told apart, so that "
-                f"the same rows can go in twice{self._made_key(fit, keys)}"
-            )
-        selecting = self._asked.columns.where
-        if few := [one for one in self._columns if not selecting and _may_select(one, fit)]:
-            values = ", ".join(
-                f"{one.name} ({guess.listed(sorted(one.values), 'or')})" for one in few[:3]
-            )
-            first = f"{few[0].name}={min(few[0].values)}"
-            yield f"few values: {values}; a part of the rows is selected by --where {first}"
-
-    def _how(self, reference: Reference) -> str:
-        """How the rows that are named and missing come to be there."""
-        if self._asked.options.get("on_missing") == "create":
-            return ": they are created"
-        fields = self._models.get(reference.table).create.model_fields
-        words = ["bulwark", "import", reference.table, self._file]
-        words += ["--map", f"{reference.column}={reference.key}"]
-        for name in self._sample.columns:
-            words += ["--ignore", name] if name in fields and name != reference.column else []
-        words += ["--ignore-unknown", "--on-conflict", "skip"]
-        return f": import them first, as with {shlex.join(words)}"
-
-    def _made_key(self, fit: Fit, keys: Sequence[tuple[str, ...]]) -> str:
-        """How a key could be made of columns, if one may be any text."""
-        texts = [one for one in self._columns if one.kind == "text" and not one.empty]
-        own = {name for name, target in fit.taken.items() if name == target.text}
-        texts.sort(key=lambda one: one.name not in own)
-        free = [key[0] for key in keys if len(key) == 1 and guess.takes(fit.model, key[0], "a|b")]
-        if not free or len(texts) < 2:
-            return ""
-        template = "|".join(f"{{{one.name}}}" for one in texts[:2])
-        return f"; a key can be made of columns, as in --map {free[0]}='{template}'"
-
-
-def _unique_keys(model: Model, facts: TableFacts) -> list[tuple[str, ...]]:
-    """The unique keys that an input can give."""
-    keys = [tuple(key.strip('"') for key in one.keys) for one in facts.unique_indexes]
-    return [key for key in keys if set(key) <= set(model.create.model_fields)]
-
-
-def _may_select(column: Column, fit: Fit) -> bool:
-    return (
-        len(column.values) in FEW_VALUES
-        and all(isinstance(value, str) for value in column.values)
-        and not column.empty
-        and column.name not in {*fit.taken, *fit.misfits}
-    )

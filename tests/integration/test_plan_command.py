@@ -90,12 +90,48 @@ def test_for_rows_of_other_tables_that_are_missing_the_command_that_brings_them_
 
     (hint, *_) = plan(cli, "heroes.csv", "--map", "club=team.name")["hints"]
 
-    sentence, _, command = hint.partition(": import them first, as with ")
-    assert sentence == "rows name 2 team rows that are not there"
+    told, _, command = hint.partition(", or import them first, as with ")
+    assert told == "rows name 2 team rows that are not there: add --on-missing create"
     assert cli(*shlex.split(command)[1:]).exit_code == 0
     assert "--ignore name" in command
     ((table,),) = query(database_url, "SELECT payload ->> 'table' FROM bulwark.job")
     assert table == "team"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding", "typed"),
+    [
+        ("x.csv", "name;club\nJosé;Água\nAnn;Red\n", "cp1252", ()),
+        ("x.csv", "name|club\nJosé|Água\n", "utf-16", ("--encoding", "utf-16")),
+        ("x.txt", "name\tclub\nJosé\tÁgua\n", "utf-8", ("--delimiter", r"\t")),
+        ("x.json", '{"name": "José", "club": "Água"}\n', "utf-8", ()),
+        ("x.csv", "name,club,kind\nJosé,Água,in\n", "utf-8", ("--where", "kind=in")),
+    ],
+)
+def test_the_command_for_missing_parents_reads_the_input_as_the_plan_did(
+    cli: Cli, database_url: str, name: str, text: str, encoding: str, typed: tuple[str, ...]
+) -> None:
+    Path(name).write_bytes(text.encode(encoding))
+    (hint, *_) = plan(cli, "hero", name, "--map", "club=team.name", *typed)["hints"]
+
+    done = cli(*shlex.split(hint.partition("as with ")[2])[1:])
+
+    assert done.exit_code == 0, done.output
+    (found,) = query(
+        database_url, "SELECT payload -> 'source', payload -> 'where' FROM bulwark.job"
+    )
+    source, where = map(json.loads, found)
+    form = plan(cli, "hero", name, "--map", "club=team.name", *typed)["form"]
+    assert {key: source[key] for key in form} == form
+    assert where == ({"kind": "in"} if "--where" in typed else {})
+
+
+def test_for_parents_that_need_more_than_a_name_no_command_is_made_up(cli: Cli) -> None:
+    Path("x.csv").write_text("hero,team_id,role\na@b.c,1,lead\n")
+
+    (hint, *_) = plan(cli, "membership", "x.csv", "--map", "hero=hero.email")["hints"]
+
+    assert hint == "rows name 1 hero rows that are not there: import them first"
 
 
 def test_rows_whose_missing_parents_are_to_be_created_are_tried_as_if_they_were(cli: Cli) -> None:

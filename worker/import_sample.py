@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from db.ledger.chunk import Span
 from jobs._part import Part
-from jobs._sources.format import Shape, layout_of
+from jobs._sources.format import Shape, begins_with_object, layout_of
 from jobs._sources.parquet import MAGIC
 from jobs._sources.place import ImportPlace
 from jobs._sources.source import Text, read_fully
@@ -17,6 +17,9 @@ from worker.import_command import Import
 SAMPLE_ROWS: Final = 1000
 SAMPLE_BYTES: Final = 4 * 1024 * 1024
 HEAD_BYTES: Final = 256 * 1024
+_FURTHER_KEYS: Final = (
+    "only the keys of the first rows are known: add --ignore-unknown to leave out any other key"
+)
 NOTHING_DECLARED: Final = Shape()
 _NO_ROWS: Final = Part(1, Span(1, 0, 0, 0, 1, 1), (), (), (), {})
 
@@ -37,10 +40,12 @@ def read_sample(asked: Import, places: Sequence[ImportPlace]) -> Sample:
     with asked.open(places) as stored:
         declared, doubts = _declared(Text.of(stored), stored.name, asked.declared)
         opened = replace(asked, declared=declared).recognised(stored)
-        reader = opened.reader
-        part = next(reader.parts(SAMPLE_ROWS, SAMPLE_BYTES, reader.start()), _NO_ROWS)
+        columns, parts = opened.beginning(SAMPLE_ROWS, SAMPLE_BYTES)
+        part = next(parts, _NO_ROWS)
+        if opened.layout.format == "ndjson" and next(parts, None) is not None:
+            doubts.append(_FURTHER_KEYS)
         form = {**opened.layout.model_dump(), "compression": opened.text.compression}
-        return Sample(reader.columns, part, form, declared, doubts)
+        return Sample(columns, part, form, declared, doubts)
 
 
 def _declared(text: Text, name: str, given: Shape) -> tuple[Shape, list[str]]:
@@ -52,7 +57,11 @@ def _declared(text: Text, name: str, given: Shape) -> tuple[Shape, list[str]]:
     encoding = Guess(given.encoding) if said else guess_encoding(head)
     beginning = decoded(head, encoding.value)
     shape = given.model_copy(update={"encoding": encoding.value})
-    if given.format is None and beginning.lstrip().startswith("{") and not _is_ndjson(name):
+    if (
+        given.format is None
+        and begins_with_object(beginning.lstrip().encode(errors="replace"))
+        and not _is_ndjson(name)
+    ):
         shape = shape.model_copy(update={"format": "ndjson"})
     usual = layout_of(replace(text, encoding=encoding.value), name, shape).delimiter
     delimiter = Guess("")

@@ -1,6 +1,7 @@
 """What an input is: its format, its encoding, and what separates its fields."""
 
 import codecs
+import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal, get_args
 
@@ -22,6 +23,12 @@ _SUFFIXES: Final[Mapping[str, Format]] = {
     ".jsonl": "ndjson",
     ".parquet": "parquet",
 }
+_OBJECT: Final = re.compile(rb'\{\s*"')
+_ARRAY: Final = re.compile(rb'\[\s*[\[{"]')
+ARRAY: Final = (
+    "The input is a JSON array, and its rows must stand a line each; make one object a line of it,"
+    " as `jq -c '.[]'` does, and import that as NDJSON."
+)
 _DELIMITERS: Final[Mapping[str, str]] = {"csv": ",", "tsv": "\t"}
 
 
@@ -56,7 +63,9 @@ def layout_of(text: Text, name: str, declared: Shape) -> Layout:
         _require_parquet(text, head)
     elif head == MAGIC:
         raise _contradiction(found, "it is Parquet", "parquet")
-    elif found != "ndjson" and _begins_with(text, b'{"'):
+    elif is_array(text, in_lines=found == "ndjson"):
+        raise InputError(ARRAY)
+    elif found != "ndjson" and begins_with_object(_first_bytes(text)):
         raise _contradiction(found, "it begins with an object of JSON", "ndjson")
     _require_fitting(found, declared)
     return Layout(
@@ -86,10 +95,21 @@ def _require_parquet(text: Text, head: bytes) -> None:
         )
 
 
-def _begins_with(text: Text, sign: bytes) -> bool:
-    """Whether the text, but for a mark and blanks, begins so."""
-    first = next(text.blocks(), b"")
-    return first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(sign)
+def begins_with_object(text: bytes) -> bool:
+    """Whether it can only be meant as JSON."""
+    return _OBJECT.match(text) is not None
+
+
+def is_array(text: Text, *, in_lines: bool = False) -> bool:
+    """Whether the input is one array of rows; with `in_lines` only if its first line is no row."""
+    first = _first_bytes(text)
+    line = first.split(b"\n", 1)[0].rstrip()
+    return _ARRAY.match(first) is not None and not (in_lines and line.endswith(b"]"))
+
+
+def _first_bytes(text: Text) -> bytes:
+    """The first block of the text, without a mark and blanks in front."""
+    return next(text.blocks(), b"").removeprefix(codecs.BOM_UTF8).lstrip()
 
 
 def _require_fitting(found: Format, declared: Shape) -> None:

@@ -1,5 +1,6 @@
 """NDJSON: a row for each line, which is one JSON object, with its numbers exact."""
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -146,9 +147,11 @@ def keys_of(blocks: Iterable[bytes], max_record_bytes: int = MAX_RECORD_BYTES) -
     Rows that cannot be used have none. Raises InputError when there are more than a table has.
     """
     keys: dict[str, None] = {}
-    for batch in physical_lines(blocks, max_record_bytes):
+    for number, batch in enumerate(physical_lines(blocks, max_record_bytes)):
         if isinstance(batch, LongLine):
             continue
+        if number == 0:
+            batch[0] = batch[0].removeprefix(codecs.BOM_UTF8)
         for found in _objects(batch) or _usable(batch):
             keys.update(found)
         if len(keys) > MAX_COLUMNS:

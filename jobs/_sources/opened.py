@@ -3,16 +3,18 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from jobs._errors import InputError
 from jobs._part import Part, Position
 from jobs._sources.compression import Compression
 from jobs._sources.csv import CsvReader
-from jobs._sources.format import Layout, Shape, layout_of
+from jobs._sources.format import ARRAY, Layout, Shape, is_array, layout_of
 from jobs._sources.ndjson import NdjsonReader, keys_of
 from jobs._sources.parquet import ParquetReader
 from jobs._sources.source import Text, raw_blocks
+
+_EMPTY: Final = "The input is empty (0 bytes); send a file with rows."
 
 
 class Inspection(NamedTuple):
@@ -71,9 +73,25 @@ class Opened:
         if self.layout.format == "parquet":
             return ParquetReader(self.text.stored)
         if self.layout.format == "ndjson":
-            columns = self.inspection.columns or ()
-            return NdjsonReader(self.text, columns, self.layout.encoding)
+            return self._ndjson(self.inspection.columns or ())
         return CsvReader(self.text, self.layout.delimiter or ",", self.layout.encoding)
+
+    def _ndjson(self, columns: Sequence[str]) -> NdjsonReader:
+        return NdjsonReader(self.text, columns, self.layout.encoding)
+
+    def beginning(self, max_rows: int, max_bytes: int) -> tuple[list[str], Iterator[Part]]:
+        """Columns and parts, of which the first is to be looked at; only so much is read.
+
+        The columns of NDJSON are the keys of that part. Raises InputError when it has none.
+        """
+        reader = self.reader if self.layout.format != "ndjson" else self._ndjson(())
+        if isinstance(reader, NdjsonReader):
+            first = next(reader.parts(max_rows, max_bytes), None)
+            columns = keys_of(first.raws if first else ())
+            if not columns:
+                raise _without_keys(self.text)
+            reader = self._ndjson(columns)
+        return reader.columns, reader.parts(max_rows, max_bytes, reader.start())
 
     @property
     def header(self) -> str:
@@ -91,17 +109,30 @@ def inspect(text: Text, layout: Layout) -> Inspection:
         for _ in digest.text():
             pass
     if not digest.text_bytes:
-        raise InputError("The input is empty (0 bytes); send a file with rows.")
+        raise InputError(_EMPTY)
     if columns == []:
-        raise InputError(
-            "The input is no NDJSON: none of its lines is an object with keys; write one object a"
-            " line, without brackets around all, or declare its format with --format."
-        )
+        raise _without_keys(text)
     text_bytes = digest.text_bytes
     if layout.format == "parquet":
         text_bytes = ParquetReader(text.stored).text_bytes()
     return Inspection(
         digest.sha256.hexdigest(), digest.raw_bytes, text_bytes, text.compression, columns
+    )
+
+
+def _without_keys(text: Text) -> InputError:
+    """Why an input is no NDJSON, by the fault of its first row."""
+    first = next(NdjsonReader(text, (), text.encoding).parts(1, 1), None)
+    if first is None:
+        return InputError(_EMPTY)
+    if is_array(text):
+        return InputError(ARRAY)
+    fault = first.faults.get(0)
+    why = fault.message if fault else "The object has no keys; give it those of the row's values."
+    return InputError(
+        f"The input is no NDJSON that can be used: no line of it is an object with keys. Line "
+        f"{first.lines[0]}: {why} If it is JSON of another form, write one object a line, as "
+        "`jq -c .` does; if it is no JSON, declare its format with --format."
     )
 
 

@@ -346,6 +346,38 @@ def test_a_plan_reads_only_the_beginning_of_a_file(cli: Cli) -> None:
     assert document["sample"]["rows"] == document["sample"]["valid"] == 1000
 
 
+def test_the_keys_of_ndjson_are_those_of_its_first_rows(cli: Cli) -> None:
+    first = b"".join(b'{"name":"Hero %d"}\n' % number for number in range(1000))
+    whole = gzip.compress(first) + gzip.compress(b'{"name":"Ann","late":1}\n' * 100_000)
+    Path("heroes.ndjson.gz").write_bytes(whole[:-100])  # the damage is not reached
+
+    document = plan(cli, "heroes.ndjson.gz")
+
+    assert targets(document) == {"name": "name"}
+    assert document["sample"]["rows"] == document["sample"]["valid"] == 1000
+    (doubt,) = document["doubts"]
+    assert "only the keys of the first rows are known" in doubt
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.ndjson", "x.csv"])
+def test_an_array_of_json_is_told_with_the_remedy(cli: Cli, name: str) -> None:
+    Path(name).write_text('[{"name": "Ann"}, {"name": "Bob"}]\n')
+
+    result = cli("import", "--plan", name)
+
+    assert result.exit_code == 2
+    assert "The input is a JSON array" in sentence(result)
+
+
+def test_json_with_blanks_is_planned_as_ndjson(cli: Cli) -> None:
+    Path("x.json").write_text('{ "name": "Ann", "age": 1 }\n{ "name": "Bob", "age": 2 }\n')
+
+    document = plan(cli, "x.json")
+
+    assert document["words"][4:] == ["--format", "ndjson"]
+    assert document["sample"]["valid"] == 2
+
+
 def test_a_sensitive_value_is_not_shown(cli: Cli) -> None:
     secret = "hush" * 60
     Path("x.csv").write_text(f"name,secret_name,age\nAnn,{secret},1\nBob,x,2\n")

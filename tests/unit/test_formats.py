@@ -84,8 +84,22 @@ def test_the_delimiter_is_that_of_the_format(name: str, delimiter: str) -> None:
         ("rows.tsv.gz", gzip.compress(NDJSON), "object of JSON; declare it with --format ndjson"),
         ("rows.parquet", CSV, "does not begin with PAR1; declare its format"),
         ("rows.parquet.gz", gzip.compress(parquet()), "Parquet packed with gzip"),
-        ("rows.ndjson", CSV, "none of its lines is an object"),
-        ("rows.ndjson", b'[\n{"name":"Ann"},\n]', "without brackets around all"),
+        ("rows.json", b'\n{ "name": "Ann"}', "object of JSON; declare it with --format ndjson"),
+        ("rows.json", b'{\n\t"name": "Ann"\n}', "object of JSON; declare it with --format ndjson"),
+        ("rows.json", b'[{"name":"Ann"}]', "is a JSON array"),
+        ("rows.csv", b'\xef\xbb\xbf[\n  {"name":"Ann"}\n]', "as `jq -c '.[]'` does"),
+        ("rows.tsv", b'[["name"], ["Ann"]]', "is a JSON array"),
+        ("rows.ndjson", b'[\n{"name":"Ann"},\n]', "is a JSON array"),
+        ("rows.ndjson", b'[\n{"name":"Ann"},\n{"name":"Bob"}\n]', "is a JSON array"),
+        ("rows.ndjson", b'[{"name":"Ann"},\n {"name":"Bob"}]', "is a JSON array"),
+        ("rows.ndjson", b'[{"name":"Ann"}]', "is a JSON array"),
+        ("rows.ndjson", CSV, "Line 1: The line is no JSON at its character 1"),
+        ("rows.ndjson", b'{\n  "name": "Ann"\n}', "Line 1: The line is no JSON at its character 2"),
+        ("rows.ndjson", b'\n{"n": 1' + b"0" * 10_000 + b"}", "Line 2: A number has more digits"),
+        ("rows.ndjson", b'{"n": "\\u0000"}', "Line 1: The value holds \\u0000"),
+        ("rows.ndjson", b'{"n": "\\ud800"}', "Line 1: The value holds half of a surrogate pair"),
+        ("rows.ndjson", b'{"n": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deeply"),
+        ("rows.ndjson", b"{}\n", "Line 1: The object has no keys"),
         ("rows.ndjson", b"", "empty (0 bytes)"),
     ],
 )
@@ -93,6 +107,30 @@ def test_a_content_that_contradicts_the_format_is_refused_with_the_remedy(
     name: str, stored: bytes, words: str
 ) -> None:
     assert words in refusal(stored, name)
+
+
+def test_a_line_of_ndjson_that_is_an_array_is_one_bad_row_and_no_array_of_rows() -> None:
+    assert layout(b'[1]\n{"name":"Ann"}\n', "rows.ndjson").format == "ndjson"
+    assert opened(b'["a"]\n{"name":"Ann"}\n', "rows.ndjson", Shape()).inspection.columns == ["name"]
+
+
+def test_a_header_with_brackets_or_braces_is_no_json() -> None:
+    assert layout(b"[id],[name]\n1,Ann\n", "rows.csv").format == "csv"
+    assert layout(b"{id},{name}\n1,Ann\n", "rows.csv").format == "csv"
+
+
+def test_the_keys_behind_a_mark_count() -> None:
+    stored = b'\xef\xbb\xbf{"name":"Ann","age":1}\n{"name":"Bob"}\n'
+    assert opened(stored, "rows.ndjson", Shape()).reader.columns == ["name", "age"]
+
+
+def test_the_beginning_of_ndjson_has_its_own_keys_and_reads_no_further() -> None:
+    stored = b"".join(b'{"k%d":1}\n' % number for number in range(9)) + b"\xff"
+    source = opened(stored, "rows.ndjson", Shape())
+    columns, parts = source.beginning(3, 1000)
+    assert columns == ["k0", "k1", "k2"]
+    assert [len(part.rows) for part in parts] == [3, 3, 3, 1]
+    assert "inspection" not in vars(source)
 
 
 def test_an_option_that_the_format_has_no_use_for_is_refused() -> None:

@@ -15,13 +15,12 @@ from datetime import date, datetime
 from enum import IntEnum
 from typing import Any
 
-from pydantic import ValidationError
-
 from db.catalog import ForeignKey, TableFacts
 from db.registry import Model, Registry
 from jobs._errors import InputError
 from jobs._mapping import OWN_PREFIX, Request, natural_key
 from jobs._part import ABSENT, Part
+from jobs._problems import problem_with
 
 LEAST_FITTING = 0.5
 """A column goes into a field if that takes so many of its values."""
@@ -380,15 +379,8 @@ def _misfit(column: Column, target: Target, model: Model) -> str | None:
 
 
 def takes(model: Model, field_name: str, value: Any) -> bool:
-    """Whether the Create class accepts the value, whatever it says about the row as a whole."""
-    if model.create.__pydantic_decorators__.model_validators:
-        return True  # its own code wants to see whole rows: those of the sample will tell
-    try:
-        model.create.__pydantic_validator__.validate_python({field_name: value})
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        return all(problem["loc"][:1] != (field_name,) for problem in problems)
-    return True
+    """Whether the Create class accepts the value, as far as it says so about a field alone."""
+    return problem_with(model.create, field_name, value) is None
 
 
 def _names_model(file_name: str, model: Model) -> bool:

@@ -19,6 +19,7 @@ from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
 from jobs._declaration import did_you_mean
 from jobs._errors import InputError
 from jobs._part import ABSENT, Values
+from jobs._problems import problem_with, said
 
 OWN_PREFIX = "bulwark_"
 """Columns that an export of rejects adds begin so; an import passes them over."""
@@ -110,7 +111,8 @@ def make_plan(
     """Match the input's columns with the model's fields.
 
     Raises InputError on a column, field or table that is not known, on a field that is given
-    twice, on one that must be given and is not, and on columns that lead nowhere.
+    twice, on one that must be given and is not, on a constant with which every row would be
+    rejected, and on columns that lead nowhere.
     """
     return _Planner(request, list(columns), model, create, facts).plan()
 
@@ -138,8 +140,9 @@ class _Planner:
         self._references: list[Reference] = []
 
     def plan(self) -> Plan:
-        for field in self._request.constants:
+        for field, value in self._request.constants.items():
             self._give(field, field, "a constant")
+            self._require_valid(field, value)
         if not self._columns and not self._request.where:
             return self._plan(())  # rows in a payload may be none at all: nothing is missing then
         for left, right in self._request.map.items():
@@ -208,6 +211,12 @@ class _Planner:
             )
         self._sources[field] = source
         self._givers[field] = giver
+
+    def _require_valid(self, field: str, constant: Any) -> None:
+        if problem := problem_with(self._create, field, constant):
+            quoted = problem["type"] == "value_error" and _text(constant) in problem["msg"]
+            why = "is not valid" if quoted else said(problem)  # it may be secret
+            raise InputError(f"--set {field}: {why}, so that every row would be rejected")
 
     def _template(self, field: str, template: str) -> Callable[[Values], str | None]:
         try:

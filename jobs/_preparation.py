@@ -20,6 +20,7 @@ from db.registry import Model
 from jobs._bulk_validation import bulk_validator
 from jobs._mapping import Plan, Reference
 from jobs._part import ABSENT, Part, Values
+from jobs._problems import problems_of
 
 Known = Mapping[str, Mapping[str, Any]]
 """For each referencing field: natural key → id of the row it names.
@@ -245,12 +246,12 @@ class Preparer:
         try:
             self._validate(fields)
         except ValidationError as error:
-            others = (one for one in _problems(error) if {*one["loc"][:1]} - missing.keys())
+            others = (one for one in problems_of(error) if {*one["loc"][:1]} - missing.keys())
             sentences += map(self._sentence, others)
         return replace(told[0], message=self._shown("; ".join(sentences), fields))
 
     def _invalid(self, error: ValidationError, fields: Mapping[str, Any]) -> Refusal:
-        problems = _problems(error)
+        problems = problems_of(error)
         text = "; ".join(map(self._sentence, problems))
         return Refusal("invalid", self._shown(text, fields), self._column_of(problems[0]))
 
@@ -287,10 +288,6 @@ class Preparer:
         own = self._model.table.c[reference.field]
         parents = [key.column.table for key in own.foreign_keys]
         return is_sensitive(own) or any(is_sensitive(one.c[reference.key]) for one in parents)
-
-
-def _problems(error: ValidationError) -> list[ErrorDetails]:
-    return error.errors(include_url=False, include_context=False, include_input=False)
 
 
 def _picker(columns: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -520,6 +520,11 @@ def test_a_file_outside_the_folders_known_here_is_refused_at_once(
         (("hero", "ok.csv", "--where", "agee=1"), "no column 'agee'; did you mean 'age'?"),
         (("hero", "ok.csv", "--set", "age=1", "--set", "age=2"), "--set names 'age' twice"),
         (("hero", "ok.csv", "--set", "name=x"), "column 'name'"),
+        (
+            ("team", "ok.csv", "--ignore", "age", "--set", "roster_limit=abc"),
+            "--set roster_limit: ",
+        ),
+        (("team", "ok.csv", "--ignore", "age", "--set", "roster_limit=-3"), "equal to 0, so that"),
         (("hero", "ok.csv", "--run-at", "tomorrow"), "--run-at 'tomorrow' is no ISO time"),
         (("hero", "ok.csv", "--run-at", "2030-01-01T00:00:00"), "has no time zone"),
         (("hero", "ok.csv", "--max-rejects", "-1"), "--max-rejects"),

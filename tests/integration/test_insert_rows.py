@@ -178,8 +178,28 @@ async def test_columns_are_renamed_and_constants_added(
     assert await rows_of(connection, "name, age, team_id") == [("Ann", 5, 2)]
 
 
-async def test_a_constant_that_is_not_valid_is_named_as_the_field_it_is_for(bench: Bench) -> None:
-    assert await rejects(bench, [{"name": "Ann"}], constants={"age": -1}) == [(1, "invalid", "age")]
+@pytest.mark.usefixtures("unusual")
+@pytest.mark.parametrize(
+    ("table", "constants", "why"),
+    [
+        ("hero", {"age": -1}, "--set age: Input should be greater than or equal to 0"),
+        ("hero", {"age": "abc"}, "--set age: Input should be a valid integer"),
+        ("hero", {"name": None}, "--set name: Input should be a valid string"),
+        ("hero", {"team_id": []}, "--set team_id: Input should be a valid integer"),
+    ],
+)
+async def test_a_constant_that_no_row_could_have_is_refused_at_once(
+    table: str, constants: dict[str, Any], why: str, bench: Bench
+) -> None:
+    message = await refusal(bench, [{"email": "a@b.c"}], table, constants=constants)
+    assert message.startswith(why)
+    assert message.endswith("every row would be rejected")
+
+
+@pytest.mark.usefixtures("unusual")
+async def test_a_constant_that_only_whole_rows_can_judge_is_left_to_them(bench: Bench) -> None:
+    found = await rejects(bench, [{"mood": "glad"}], "note", constants={"title": "refuse"})
+    assert found == [(1, "invalid", None)]
 
 
 async def test_rows_are_selected_by_all_filters_and_the_rest_is_no_input(

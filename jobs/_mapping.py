@@ -214,8 +214,8 @@ class _Planner:
 
     def _require_valid(self, field: str, constant: Any) -> None:
         if problem := problem_with(self._create, field, constant):
-            quoted = problem["type"] == "value_error" and _text(constant) in problem["msg"]
-            why = "is not valid" if quoted else said(problem)  # it may be secret
+            quoted = problem["type"].endswith("_error") and _text(constant) in problem["msg"]
+            why = "is not valid" if quoted else said(problem)  # the value may be secret
             raise InputError(f"--set {field}: {why}, so that every row would be rejected")
 
     def _template(self, field: str, template: str) -> Callable[[Values], str | None]:

@@ -20,7 +20,7 @@ from db.registry import Model
 from jobs._bulk_validation import bulk_validator
 from jobs._mapping import Plan, Reference
 from jobs._part import ABSENT, Part, Values
-from jobs._problems import problems_of
+from jobs._problems import problems_of, said
 
 Known = Mapping[str, Mapping[str, Any]]
 """For each referencing field: natural key → id of the row it names.
@@ -274,7 +274,7 @@ class Preparer:
 
     def _message(self, problem: ErrorDetails) -> str:
         sensitive = problem["loc"] and problem["loc"][0] in self._model.sensitive_columns
-        return f"is not valid ({problem['type']})" if sensitive else problem["msg"]
+        return f"is not valid ({problem['type']})" if sensitive else said(problem)
 
     def _unknown_key(self, reference: Reference, value: Any) -> Refusal:
         shown = MASK if self._is_secret(reference) else repr(_short(str(value), MAX_SHOWN_CHARS))

@@ -55,7 +55,7 @@ class InsertRows(Payload):
         if (self.rows is None) == (self.source is None):
             raise ValueError("give either rows or a source")
         if self.on_conflict != "update" and (self.update is not None or self.expect_version):
-            raise ValueError("update and expect_version are for on_conflict update alone")
+            raise ValueError("--update and --expect-version need --on-conflict update")
         return self
 
     @property

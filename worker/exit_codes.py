@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from db.errors import BulwarkError, NotAtHead
 from db.retry import DATABASE_ERRORS, Fault, classify, describe, sqlstate
 from jobs._errors import JobError, SourceAway
+from jobs._problems import problems_of, said
 from worker.embedded import EmbeddedServerError
 from worker.redis_pool import EvictingRedis
 from worker.settings import SettingsError
@@ -70,10 +71,14 @@ def explain(error: Exception) -> Failure | None:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that a payload or an option is refused for."""
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(map(str, problem["loc"])) or "the request"
-    return f"{place}: {problem['msg']}"
+    """The first thing that options are refused for; a field is named as its option is typed."""
+    problem = problems_of(error)[0]
+    named = [_option(str(field)) for field in problem["loc"][:1]]
+    return ": ".join([*named, said(problem)])
+
+
+def _option(field: str) -> str:
+    return "--set" if field == "constants" else f"--{field.replace('_', '-')}"
 
 
 def unreachable_postgres(error: Exception) -> str:

@@ -27,7 +27,7 @@ def declared_shape(format_: str | None, encoding: str | None, delimiter: str | N
     try:
         return Shape(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        raise BadInput(f"--{first_problem(error)}") from None
+        raise BadInput(first_problem(error)) from None
 
 
 def stays_in_place(*, in_place: bool, spool: bool) -> bool | None:

@@ -531,6 +531,7 @@ def test_a_file_outside_the_folders_known_here_is_refused_at_once(
         (("hero", "ok.csv", "--chunk-rows", "0"), "--chunk-rows"),
         (("hero", "ok.csv", "--priority", "10"), "--priority"),
         (("hero", "ok.csv", "--on-conflict", "replace"), "'reject', 'skip', 'update'"),
+        (("hero", "ok.csv", "--update", "age"), "--update and --expect-version need --on-conflict"),
         (("hero", "ok.csv", "--folow"), "--follow"),
         (("hero",), "Missing argument 'FILE'"),
     ],

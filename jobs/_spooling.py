@@ -15,7 +15,7 @@ from jobs._input import Spooled
 from jobs._producer import Enqueued, Producer, new_job_id
 from jobs._sources.format import Shape
 from jobs._sources.opened import Opened
-from jobs._sources.place import open_place
+from jobs._sources.place import open_place, printable
 from jobs._sources.source import Stored, Text, raw_blocks
 from jobs._sources.spool import pack_part
 from jobs.insert_rows import InsertRows
@@ -58,7 +58,7 @@ async def enqueue_opened(
     found = await asyncio.to_thread(lambda: opened.inspection)
     source = Spooled(
         type="spooled",
-        name=name,
+        name=printable(name),
         part_bytes=PART_BYTES,
         **found._asdict(),
         **opened.layout.model_dump(),

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -27,14 +28,14 @@ from worker.exit_codes import ExitCode
 from worker.health import check_health
 from worker.import_command import Import, submit
 from worker.import_file import declared_shape, import_file, stays_in_place
-from worker.import_words import typed_options, what_and_where
+from worker.import_words import one_line, typed_options, what_and_where
 from worker.logs import configure_logs
 from worker.plan_command import ImportPlan, plan_import
 from worker.plan_display import show_plan
 from worker.reports import JobReport, each_verdict, find_job, list_jobs, read_job, watch
 from worker.requeueing import requeue_parked
 from worker.settings import Settings, load_settings
-from worker.watch_command import Watching, tell_file, watch_folder
+from worker.watch_command import Told, Watching, tell_file, watch_folder
 
 FOLLOW_INTERVAL_S = 0.25
 T = TypeVar("T")
@@ -148,10 +149,14 @@ def _watch_folder(watching: Watching, *, as_json: bool) -> None:
     watched = watch_folder(
         _quiet_settings(),
         watching,
-        lambda told: tell_file(told, as_json=as_json),
+        lambda told: tell_file(_on_one_line(told, as_json=as_json), as_json=as_json),
         lambda sentence: typer.echo(f"bulwark: {sentence}", err=True),
     )
     raise typer.Exit(asyncio.run(watched))
+
+
+def _on_one_line(told: Told, *, as_json: bool) -> Told:
+    return told if as_json else replace(told, file=one_line(told.file))
 
 
 async def _submit(settings: Settings, asked: Import) -> Enqueued:

@@ -17,7 +17,7 @@ from jobs._producer import Enqueued, Producer, Terms
 from jobs._sources.format import Shape
 from jobs._sources.object_store import ObjectSource
 from jobs._sources.opened import Opened
-from jobs._sources.place import ImportPlace, open_place
+from jobs._sources.place import ImportPlace, open_place, printable
 from jobs._sources.source import FileSource, Text
 from jobs._spooling import enqueue_opened
 from jobs.insert_rows import InsertRows
@@ -121,6 +121,11 @@ async def _enqueue(
     if not asked.stays:
         terms = {"job_id": asked.job_id, **asked.terms}
         return await enqueue_opened(producer, opened, name, request, **terms)
+    if (shown := printable(asked.place)) != asked.place:
+        raise BadInput(
+            f"The path {shown} is not UTF-8, and a job can name no other; rename the file, or "
+            "leave --in-place out."
+        )
     source = InPlace(type="in_place", path=asked.place, **opened.layout.model_dump())
     return await producer.enqueue(InsertRows(**request, source=source), **asked.terms)
 

@@ -1,5 +1,6 @@
 """The words of `bulwark import` as they were typed: what MODEL and FILE mean, and the options."""
 
+import shlex
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -46,6 +47,29 @@ def typed_options(ctx: typer.Context) -> list[str]:
         for each in value if isinstance(value, (list, tuple)) else [value]:
             words += [one.opts[0]] if each is True else [one.opts[0], _text(each)]
     return words
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """The words as a shell reads them, on one line whatever is in them."""
+    return " ".join(map(shell_word, words))
+
+
+def shell_word(word: str) -> str:
+    """The word as a shell reads it; what cannot be printed stands as its bytes."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{''.join(map(_as_bytes, escaped))}'"
+
+
+def _as_bytes(sign: str) -> str:
+    octets = sign.encode(errors="surrogateescape")
+    return sign if sign.isprintable() else "".join(f"\\{octet:03o}" for octet in octets)
+
+
+def one_line(name: str) -> str:
+    """The name of a file as it is shown, without line breaks and the like."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in name)
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Planning an import: what a file is for is guessed, tried on its first rows, and shown."""
 
 import asyncio
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from worker.connection import Sessions
 from worker.import_command import Import
 from worker.import_file import STDIN
 from worker.import_sample import Sample, read_sample, shape_words
+from worker.import_words import shell_line
 from worker.plan_hints import Hints
 from worker.plan_trial import Reject, Trial, parents_of, try_part
 from worker.settings import Settings
@@ -59,7 +59,7 @@ class ImportPlan:
     @property
     def command(self) -> str:
         """The words as a shell reads them."""
-        return shlex.join(self.words)
+        return shell_line(self.words)
 
     def as_json(self) -> dict[str, Any]:
         """The document that `--json` promises."""

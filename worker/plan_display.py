@@ -1,13 +1,12 @@
 """How a plan is shown: what was guessed and why, what came of the sample, and the command."""
 
-import shlex
-
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from worker.display import grid, make_console, to_json
+from worker.import_words import shell_word
 from worker.plan_command import ImportPlan
 
 REJECTS_SHOWN = 10
@@ -15,7 +14,8 @@ REJECTS_SHOWN = 10
 
 def show_plan(plan: ImportPlan, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(to_json(plan.as_json()))
+        document = to_json(plan.as_json())
+        typer.echo(document.encode(errors="backslashreplace"))  # of a name that is not UTF-8
         return
     console = make_console()
     console.print(grid(("", ""), _facts(plan)))
@@ -33,7 +33,7 @@ def show_plan(plan: ImportPlan, *, as_json: bool) -> None:
 def _facts(plan: ImportPlan) -> list[tuple[str, str]]:
     form = ", ".join(str(value) for value in plan.form.values() if value != "none")
     return [
-        ("file", f"{shlex.quote(plan.file)} ({form})"),
+        ("file", f"{shell_word(plan.file)} ({form})"),
         ("model", f"{plan.model}: {plan.because}"),
     ]
 

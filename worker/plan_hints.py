@@ -1,6 +1,5 @@
 """What a person who reads a plan may want to know, or to add to its command."""
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from jobs._mapping import Plan, Reference
 from jobs._parents import Parents
 from worker.import_command import Import
 from worker.import_sample import Sample, shape_words
+from worker.import_words import shell_line, shell_word
 from worker.plan_trial import Trial, is_creatable
 
 FEW_VALUES = range(2, 6)
@@ -47,7 +47,7 @@ class Hints:
             return "they are created"
         if not is_creatable(self.parents, reference):
             return "import them first"
-        words = shlex.join(self._import_first(reference))
+        words = shell_line(self._import_first(reference))
         return f"add --on-missing create, or import them first, as with {words}"
 
     def _import_first(self, reference: Reference) -> list[str]:
@@ -99,7 +99,7 @@ class Hints:
             values = ", ".join(
                 f"{one.name} ({guess.listed(sorted(one.values), 'or')})" for one in few[:3]
             )
-            first = shlex.quote(f"{few[0].name}={min(few[0].values)}")
+            first = shell_word(f"{few[0].name}={min(few[0].values)}")
             yield f"few values: {values}; a part of the rows is selected by --where {first}"
 
     def _may_select(self, column: Column) -> bool:

@@ -1,5 +1,6 @@
 """Opening an input by its path or URI, where that is allowed."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,17 @@ ImportPlace = Path | str
 """A folder, or the beginning of the URIs of objects."""
 
 _FILE: Final = "file"
+_NOT_UTF8: Final = re.compile("[\ud800-\udfff]")
 
 
 def is_uri(place: str) -> bool:
     """Whether it names an object in a store; a URI of a file is no more than its path."""
     return "://" in place and not place.startswith(f"{_FILE}://")
+
+
+def printable(name: str) -> str:
+    """The name of a file as text that can be stored: what in it is not UTF-8 is replaced."""
+    return _NOT_UTF8.sub("\ufffd", name)
 
 
 def open_place(

@@ -1,8 +1,10 @@
 """The command line: what it prints, how it ends, and what it never shows."""
 
+import asyncio
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -498,6 +500,31 @@ def test_a_file_outside_the_folders_known_here_is_refused_at_once(
 
     assert result.exit_code == 2
     assert "outside the allowed folders" in sentence(result)
+
+
+def test_a_name_that_is_not_utf8_keeps_no_file_from_being_stored(
+    cli: Cli, in_tmp_path: Path, database_url: str
+) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    (in_tmp_path / name).write_text(TEAMS)
+
+    result = cli("import", "team", name)
+
+    assert result.exit_code == 0, result.output
+    query = "SELECT payload #>> '{source,name}' AS name FROM bulwark.job"
+    (found,) = asyncio.run(fetch(database_url, query))
+    assert found["name"] == "caf\ufffd.csv"
+
+
+def test_a_name_that_is_not_utf8_cannot_be_read_in_place(cli: Cli, in_tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    (in_tmp_path / name).write_text(TEAMS)
+
+    result = cli("import", "team", name, "--in-place")
+
+    assert result.exit_code == 2
+    assert "caf\ufffd.csv is not UTF-8" in sentence(result)
+    assert "leave --in-place out" in sentence(result)
 
 
 @pytest.mark.parametrize(

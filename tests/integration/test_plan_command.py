@@ -3,7 +3,9 @@
 import asyncio
 import gzip
 import json
+import os
 import shlex
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,27 @@ def test_for_people_the_command_is_the_last_line_and_can_be_copied(
     assert shlex.split(shown[-1]) == plan(cli, "it's heroes.csv")["words"]
     assert any("the field's name, spelt otherwise" in line for line in shown)
     assert any(line.split()[:3] == ["3", "age", "invalid"] for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"caf\xe9 1.csv", r"$'caf\351 1.csv'"), (b"a\n'b.csv", r"$'a\012\'b.csv'")]
+)
+def test_a_file_with_any_name_is_planned_on_one_line_that_a_shell_reads(
+    cli: Cli, name: bytes, shown: str
+) -> None:
+    file = os.fsdecode(name)
+    Path(file).write_text("name,roster_limit\nRed,1\n")
+
+    document = plan(cli, file)
+    told = subprocess.run(
+        ["bash", "-c", f"printf %s {shown}"], capture_output=True, check=True
+    ).stdout
+
+    assert told == name
+    assert document["command"] == f"bulwark import team {shown}"
+    assert document["words"] == ["bulwark", "import", "team", file]
+    assert cli("import", "--plan", file).stdout.splitlines()[-1] == document["command"]
+    assert cli(*document["words"][1:]).exit_code == 0
 
 
 def test_options_that_were_given_are_kept_and_only_the_rest_is_guessed(
@@ -400,6 +423,19 @@ def test_the_transfer_records_are_planned_as_heroes(cli: Cli, database_url: str)
     assert document["sample"] == {"rows": 1000, "valid": 1000, "not_selected": 0, "rejected": 0}
     assert any("--where movement=in" in hint for hint in document["hints"])
     assert cli(*document["words"][1:]).exit_code == 0
+
+
+def test_a_watch_tells_a_file_with_any_name_on_one_line(cli: Cli) -> None:
+    Path("in").mkdir()
+    for name in (b"a\nb.csv", b"caf\xe9.csv"):
+        Path("in", os.fsdecode(name)).write_text("name\nRed\n")
+
+    result = cli("import", "team", "--watch", "in", "--once", "--interval-s", "0.05")
+
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.splitlines()
+    assert first.startswith(r"a\nb.csv is accepted as job ")
+    assert second.startswith("caf\ufffd.csv is accepted as job ")
 
 
 @pytest.mark.parametrize(

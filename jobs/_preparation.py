@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, time
 from functools import cached_property
 from operator import attrgetter
 from typing import Annotated, Any, Literal, cast
@@ -232,8 +233,7 @@ class Preparer:
                 values.append(value)
             except (ValueError, TypeError, LookupError) as error:
                 column = self._plan.sources.get(name, name)
-                text = f"{column}: cannot be stored ({type(error).__name__}); correct the value"
-                return Refusal("invalid", text, column)
+                return Refusal("invalid", f"{column}: {_not_storable(value, error)}", column)
         return tuple(values)
 
     def _missing(self, missing: Mapping[str, Refusal], fields: Mapping[str, Any]) -> Refusal:
@@ -288,6 +288,12 @@ class Preparer:
         own = self._model.table.c[reference.field]
         parents = [key.column.table for key in own.foreign_keys]
         return is_sensitive(own) or any(is_sensitive(one.c[reference.key]) for one in parents)
+
+
+def _not_storable(value: Any, error: Exception) -> str:
+    if isinstance(value, (datetime, time)) and value.utcoffset() is None:
+        return "needs a time zone, as in 2030-12-31T23:00:00+01:00 or 2030-12-31T22:00:00Z"
+    return f"cannot be stored ({type(error).__name__}); correct the value"
 
 
 def _picker(columns: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -440,3 +440,22 @@ class NoticePublic(SQLModel): ...
 
 
 class NoticeUpdate(SQLModel): ...
+
+
+# An instant whose class does not ask for a time zone
+
+
+class VisitBase(Unusual):
+    began_at: datetime
+
+
+class Visit(VisitBase, Numbered, table=True): ...
+
+
+class VisitCreate(VisitBase): ...
+
+
+class VisitPublic(VisitBase): ...
+
+
+class VisitUpdate(SQLModel): ...

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -178,7 +179,7 @@ async def test_columns_are_renamed_and_constants_added(
     assert await rows_of(connection, "name, age, team_id") == [("Ann", 5, 2)]
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 @pytest.mark.parametrize(
     ("table", "constants", "why"),
     [
@@ -196,7 +197,7 @@ async def test_a_constant_that_no_row_could_have_is_refused_at_once(
     assert message.endswith("every row would be rejected")
 
 
-@pytest.mark.usefixtures("unusual")
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_constant_that_only_whole_rows_can_judge_is_left_to_them(bench: Bench) -> None:
     found = await rejects(bench, [{"mood": "glad"}], "note", constants={"title": "refuse"})
     assert found == [(1, "invalid", None)]
@@ -386,6 +387,20 @@ async def test_a_validator_of_the_whole_row_rejects_it_in_its_own_words(bench: B
         None,
         "row: no such title",
     )
+
+
+@pytest.mark.usefixtures("unusual_tables")
+async def test_an_instant_without_a_time_zone_is_asked_for_one(
+    bench: Bench, connection: asyncpg.Connection
+) -> None:
+    rows = [{"since": at} for at in ("2026-01-31T10:00:00", "2026-01-31T10:00:00+01:00")]
+    job_id = await bench.run(payload(rows, "visit", map={"since": "began_at"}))
+    [bad] = await bench.verdicts(job_id)
+    assert (bad.row_no, bad.code, bad.column) == (1, "invalid", "since")
+    assert bad.message.startswith("since: needs a time zone, as in 2030-12-31T23:00:00+01:00")
+    assert await rows_of(connection, "began_at", "visit") == [
+        (datetime(2026, 1, 31, 9, tzinfo=UTC),)
+    ]
 
 
 @EITHER_WAY

@@ -9,10 +9,11 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from db.catalog import TableFacts, read_facts
+from db.catalog import read_facts
 from db.registry import Model, Registry, discover_models
 from jobs._input import InPlace
-from jobs._mapping import Request, make_plan, natural_key
+from jobs._mapping import Request, make_plan, natural_key, require_given
+from jobs._parents import Parent
 from jobs._producer import Enqueued, Producer, Terms
 from jobs._sources.format import Shape
 from jobs._sources.object_store import ObjectSource
@@ -106,7 +107,7 @@ async def submit(settings: Settings, sessions: Sessions, asked: Import) -> Enque
     with await asyncio.to_thread(asked.open, settings.import_folders) as stored:
         opened = await asyncio.to_thread(asked.recognised, stored)
         columns = await asyncio.to_thread(lambda: opened.reader.columns)
-        await _check_mapping(sessions, models, model, asked.columns, columns)
+        await _check_mapping(sessions, models, model, asked, columns)
         request = _request(asked, model.name)
         async with open_producer(settings, sessions) as producer:
             try:
@@ -131,12 +132,16 @@ async def _enqueue(
 
 
 async def _check_mapping(
-    sessions: Sessions, models: Registry, model: Model, request: Request, columns: list[str]
+    sessions: Sessions, models: Registry, model: Model, asked: Import, columns: list[str]
 ) -> None:
+    """Refuse what the job would refuse before its first row."""
     async with sessions() as session:
         facts = await read_facts(session, model.table)
-        plan = make_plan(request, columns, model.name, model.create, facts)
+        plan = make_plan(asked.columns, columns, model.name, model.create, facts)
+        require_given(asked.options.get("update", ()), plan, model.name)
         for reference in plan.references:
-            parent = models.get(reference.table).table
-            parent_facts: TableFacts = await read_facts(session, parent)
-            natural_key(parent, parent_facts, reference.key)
+            to = models.get(reference.table)
+            to_facts = await read_facts(session, to.table)
+            parent = Parent(to, to_facts, natural_key(to.table, to_facts, reference.key))
+            if asked.options.get("on_missing") == "create":
+                parent.require_creatable(reference)

@@ -12,7 +12,7 @@ from db.catalog import TableFacts, qualified, read_facts
 from db.registry import Model, Registry, discover_models
 from jobs import _guess as guess
 from jobs._guess import Column, Fit, Found, Known, Relation
-from jobs._mapping import OWN_PREFIX, Plan, Reference, Request, make_plan
+from jobs._mapping import OWN_PREFIX, Plan, Reference, Request, make_plan, require_given
 from jobs._parents import Parents
 from jobs._preparation import Preparer
 from worker.connection import Sessions
@@ -127,6 +127,7 @@ class _Planner:
         facts = self._known[fit.model.name]
         names = self._sample.columns
         plan = make_plan(request, names, fit.model.name, fit.model.create, facts)
+        require_given(self._asked.options.get("update", ()), plan, fit.model.name)
         parents = parents_of(facts, plan.references, self._models, self._known)
         trial = await self._try(fit.model, plan, facts, parents)
         rows = len(self._sample.part.rows)

@@ -559,6 +559,14 @@ def test_a_name_that_is_not_utf8_cannot_be_read_in_place(cli: Cli, in_tmp_path: 
         (("hero", "ok.csv", "--priority", "10"), "--priority"),
         (("hero", "ok.csv", "--on-conflict", "replace"), "'reject', 'skip', 'update'"),
         (("hero", "ok.csv", "--update", "age"), "--update and --expect-version need --on-conflict"),
+        (
+            ("hero", "ok.csv", "--on-conflict", "update", "--update", "emial"),
+            "--update: the input does not give hero.emial",
+        ),
+        (
+            ("membership", "by.csv", "--map", "hero=hero.email", "--on-missing", "create"),
+            "a hero cannot be created from its email alone",
+        ),
         (("hero", "ok.csv", "--folow"), "--follow"),
         (("hero",), "Missing argument 'FILE'"),
     ],
@@ -568,6 +576,7 @@ def test_a_wrong_import_is_refused_in_one_sentence_and_enqueues_nothing(
 ) -> None:
     files = {
         "ok.csv": b"name,age\nAl,1\n",
+        "by.csv": b"hero,team_id,role\na@b.c,1,lead\n",
         "empty.csv": b"",
         "headless.csv": b"Al\nBo\n",
         "doubled.csv": b"name,name\nAl,Bo\n",

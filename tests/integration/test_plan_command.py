@@ -154,6 +154,17 @@ def test_rows_whose_missing_parents_are_to_be_created_are_tried_as_if_they_were(
     assert document["hints"][0] == "rows name 1 team rows that are not there: they are created"
 
 
+def test_a_field_to_update_that_the_input_does_not_give_is_no_plan(cli: Cli) -> None:
+    Path("heroes.csv").write_text("name,age,email\nAnn,1,a@b.c\n")
+    words = ("heroes.csv", "--on-conflict", "update", "--update")
+
+    result = cli("import", "--plan", *words, "external_id")
+
+    assert result.exit_code == 2
+    assert "--update: the input does not give hero.external_id" in sentence(result)
+    assert plan(cli, *words, "age")["sample"]["valid"] == 1
+
+
 def test_parents_that_cannot_be_created_are_no_plan(cli: Cli) -> None:
     Path("x.csv").write_text("hero,team,role\na@b.c,Red,lead\n")
     words = ("x.csv", "--map", "hero=hero.email", "--on-missing", "create")

@@ -15,9 +15,9 @@ def make_cli(database_url: str | None, redis_url: str | None, **settings: str) -
     """The command line on these servers."""
     given = environment(database_url or "", redis_url or "", **settings)
 
-    def cli(*words: str, **more: str) -> Result:
+    def cli(*words: str, stdin: bytes | None = None, **more: str) -> Result:
         nobody = {name: None for name in os.environ if name.startswith("BULWARK_")}
-        return CliRunner().invoke(app, list(words), env={**nobody, **given, **more})
+        return CliRunner().invoke(app, list(words), stdin, {**nobody, **given, **more})
 
     return cli
 

@@ -16,6 +16,8 @@ from worker.plan_trial import Trial, is_creatable
 
 FEW_VALUES = range(2, 6)
 """A column with so many different values may be one to select rows by."""
+ROWS_A_VALUE = 10
+"""That many rows for each of its values make it likely."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ class Hints:
             yield f"few values: {values}; a part of the rows is selected by --where {first}"
 
     def _may_select(self, column: Column) -> bool:
+        rows = len(self.sample.part.rows)
         return (
             len(column.values) in FEW_VALUES
+            and rows >= ROWS_A_VALUE * len(column.values)
             and all(isinstance(value, str) for value in column.values)
             and not column.empty
             and column.name not in {*self.fit.taken, *self.fit.misfits}

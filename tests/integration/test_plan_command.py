@@ -43,8 +43,8 @@ def query(database_url: str, sql: str) -> list[Any]:
     return asyncio.run(fetch())
 
 
-def plan(cli: Cli, *words: str) -> dict[str, Any]:
-    result = cli("import", "--plan", *words, "--json")
+def plan(cli: Cli, *words: str, stdin: bytes | None = None) -> dict[str, Any]:
+    result = cli("import", "--plan", *words, "--json", stdin=stdin)
     assert result.exit_code == 0, result.output
     document: dict[str, Any] = json.loads(result.stdout)
     return document
@@ -253,6 +253,32 @@ def test_a_column_whose_values_are_names_of_teams_refers_to_them_whatever_it_is_
 
     assert targets(document)["side"] == "team.name"
     assert document["sample"]["valid"] == 2
+
+
+@pytest.mark.parametrize(("rows", "selects"), [(2, False), (19, False), (20, True)])
+def test_a_column_selects_rows_if_these_are_many_more_than_its_values(
+    cli: Cli, rows: int, selects: bool
+) -> None:
+    lines = [f"Ann {number},{('in', 'out')[number % 2]}\n" for number in range(rows)]
+    Path("heroes.csv").write_text("name,movement\n" + "".join(lines))
+
+    hints = plan(cli, "heroes.csv")["hints"]
+
+    assert any("--where movement=in" in hint for hint in hints) is selects
+
+
+def test_the_command_for_stdin_reads_stdin(cli: Cli, database_url: str) -> None:
+    text = b'{"name": "Ann", "club": "Red"}\n'
+
+    document = plan(cli, "hero", "-", "--map", "club=team.name", stdin=text)
+
+    assert document["file"] == "-"
+    assert document["command"] == "bulwark import hero - --map club=team.name --format ndjson"
+    parents = shlex.split(document["hints"][0].partition("as with ")[2])
+    assert parents[:4] == ["bulwark", "import", "team", "-"]
+    for words in (parents, document["words"]):
+        assert cli(*words[1:], stdin=text).exit_code == 0
+    assert len(query(database_url, "SELECT * FROM bulwark.job")) == 2
 
 
 def test_a_column_of_the_fields_name_whose_values_do_not_fit_is_left_out(cli: Cli) -> None:

@@ -7,94 +7,24 @@ where two things are equally likely neither is: both are named as a doubt.
 
 import re
 import shlex
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
-from enum import IntEnum
 from typing import Any
 
-from db.catalog import ForeignKey, TableFacts
-from db.registry import Model, Registry
+from db.registry import Model
+from jobs._column_kinds import Column
 from jobs._errors import InputError
-from jobs._mapping import OWN_PREFIX, Request, natural_key
-from jobs._part import ABSENT, Part
+from jobs._mapping import OWN_PREFIX, Request
 from jobs._problems import problem_with
+from jobs._relations import Relation
+from jobs._targets import Clue, Target, called, targets
 
 LEAST_FITTING = 0.5
 """A column goes into a field if that takes so many of its values."""
 LEAST_KNOWN = 0.9
 """A column with any name refers to a table if that has so many of its values as keys."""
 NEAREST_MODELS = 3
-
-_SYNONYMS = {"mail": "email", "emailaddress": "email", "mailaddress": "email", "fullname": "name"}
-_FLAGS = {"true", "false", "yes", "no", "t", "f", "y", "n"}
-
-
-class Clue(IntEnum):
-    """Why a column may belong to a field, from the weakest to the strongest."""
-
-    VALUES = 1
-    SYNONYM = 2
-    TABLE = 3
-    SPELLING = 4
-    NAME = 5
-
-
-_WHY = {
-    Clue.VALUES: "its values are there as {target}",
-    Clue.SYNONYM: "another word for {target}",
-    Clue.TABLE: "named after the table",
-    Clue.SPELLING: "the field's name, spelt otherwise",
-    Clue.NAME: "the field's name",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a sample: its kind of values, and those values, each once."""
-
-    name: str
-    kind: str
-    values: tuple[Any, ...]
-    empty: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a column may go: into a field, or as the natural key of the row that goes there."""
-
-    field: str
-    text: str
-    clue: Clue
-
-    @property
-    def why(self) -> str:
-        return _WHY[self.clue].format(target=self.text)
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A table that the model refers to, and the columns by which an input may name its rows."""
-
-    key: ForeignKey
-    table: str
-    names: tuple[str, ...]
-    alone: bool
-
-    @property
-    def field(self) -> str:
-        """The model's field that holds the reference."""
-        return self.key.columns[0]
-
-    def target(self, name: str) -> str:
-        """The row's natural key as --map has it."""
-        return f"{self.table if self.alone else self.field}.{name}"
-
-
-Known = Mapping[str, TableFacts]
-"""The facts of each model's table, by the model's name."""
 
 Found = Mapping[str, set[str]]
 """Natural keys, as --map has them, that have (nearly) all values of a column: by column."""
@@ -124,92 +54,6 @@ class Fit:
         return bool(self.taken or self.given) and not self.missing
 
 
-# What is in a column
-
-
-def columns_of(names: Sequence[str], part: Part) -> list[Column]:
-    """The columns of a sample; rows that cannot be read do not count."""
-    rows = [row for position, row in enumerate(part.rows) if position not in part.faults]
-    return [_column(name, [row[index] for row in rows]) for index, name in enumerate(names)]
-
-
-def _column(name: str, cells: Sequence[Any]) -> Column:
-    given = [cell for cell in cells if cell is not None and cell is not ABSENT]
-    values = tuple({repr(cell): cell for cell in given}.values())
-    return Column(name, kind_of(values), values, len(cells) - len(given))
-
-
-def kind_of(values: Sequence[Any]) -> str:
-    """The narrowest kind that all values are of."""
-    if not values:
-        return "empty"
-    if not all(isinstance(value, str) for value in values):
-        return " or ".join(sorted({type(value).__name__ for value in values}))
-    return next((kind for kind, fits in _KINDS.items() if all(map(fits, values))), "text")
-
-
-def _matches(pattern: str) -> Callable[[str], bool]:
-    whole = re.compile(pattern)
-    return lambda text: whole.fullmatch(text) is not None
-
-
-def _reads(parse: Callable[[str], Any]) -> Callable[[str], bool]:
-    def reads(text: str) -> bool:
-        try:
-            parse(text)
-        except ValueError:
-            return False
-        return True
-
-    return reads
-
-
-_KINDS: Mapping[str, Callable[[str], bool]] = {
-    "int": _matches(r"[+-]?\d+"),
-    "float": _matches(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"),
-    "bool": lambda text: text.lower() in _FLAGS,
-    "date": _reads(date.fromisoformat),
-    "datetime": _reads(datetime.fromisoformat),
-    "email": _matches(r"[^@\s]+@[^@\s]+\.[^@\s]+"),
-}
-
-
-# Which model
-
-
-def relations_of(model: Model, facts: TableFacts, models: Registry, known: Known) -> list[Relation]:
-    """The tables whose rows an input of the model may name; `known` are the facts of all."""
-    keys = [
-        key
-        for key in facts.foreign_keys
-        if len(key.columns) == 1
-        and key.columns[0] in model.create.model_fields
-        and _bare(key) in known
-        and _bare(key) != model.name
-    ]
-    tables = Counter(map(_bare, keys))
-    return [
-        Relation(key, table, _natural_keys(models.get(table), known[table]), tables[table] == 1)
-        for key in keys
-        for table in [_bare(key)]
-    ]
-
-
-def _bare(key: ForeignKey) -> str:
-    return key.table.rpartition(".")[2].strip('"')
-
-
-def _natural_keys(model: Model, facts: TableFacts) -> tuple[str, ...]:
-    def names_a_row(name: str) -> bool:
-        try:
-            natural_key(model.table, facts, name)
-        except InputError:
-            return False
-        return True
-
-    return tuple(filter(names_a_row, model.table.columns.keys()))
-
-
 def best(fits: Sequence[Fit], file: str) -> Fit:
     """The model that the input fits best. Raises InputError when there is none, or several."""
     ranked = sorted(fits, key=lambda fit: fit.rank, reverse=True)
@@ -236,9 +80,6 @@ def _none_fits(ranked: Sequence[Fit], file: str) -> str:
     return f"no model fits {file}: {'; '.join([*near, *doubts])}; name columns with --map"
 
 
-# Which column goes where
-
-
 def fit(
     model: Model,
     columns: Sequence[Column],
@@ -255,7 +96,7 @@ def fit(
     for column in columns:
         if column.name in done or column.name.startswith(OWN_PREFIX):
             continue
-        for target in _targets(column, model, relations, found.get(column.name, set())):
+        for target in targets(column, model, relations, found.get(column.name, set())):
             if target.field in fields:
                 continue
             if problem := _misfit(column, target, model):
@@ -326,45 +167,6 @@ def _either(ways: Sequence[str]) -> str:
     return listed([f"--map {shlex.quote(way)}" for way in ways], "or")
 
 
-def _targets(
-    column: Column, model: Model, relations: Sequence[Relation], known_as: set[str]
-) -> Iterator[Target]:
-    for name in model.create.model_fields:
-        if clue := _clue(column, name, model.name):
-            yield Target(name, name, clue)
-    for relation in relations:
-        for name in relation.names:
-            text = relation.target(name)
-            if text in known_as:
-                named = _names_relation(column.name, relation, name)
-                yield Target(relation.field, text, Clue.SPELLING if named else Clue.VALUES)
-            elif _is_text(column) and _names_relation(column.name, relation, name):
-                yield Target(relation.field, text, Clue.TABLE)
-
-
-def _clue(column: Column, field_name: str, model_name: str) -> Clue | None:
-    name, wanted = plain(column.name), plain(field_name)
-    if column.name == field_name:
-        return Clue.NAME
-    if name == wanted:
-        return Clue.SPELLING
-    if name == plain(model_name) + wanted or (column.kind == "int" and f"{name}id" == wanted):
-        return Clue.TABLE
-    return Clue.SYNONYM if _SYNONYMS.get(name) == wanted else None
-
-
-def _names_relation(column: str, relation: Relation, key: str) -> bool:
-    """Whether a column is called as a person would call the row that the foreign key means."""
-    nouns = {relation.field.removesuffix("_id"), relation.table}
-    words = {plain(noun) for noun in nouns}
-    called = {name for word in words for name in (*_called(word), word + plain(key))}
-    return plain(column) in called
-
-
-def _is_text(column: Column) -> bool:
-    return all(isinstance(value, str) for value in column.values) and column.kind != "int"
-
-
 def _misfit(column: Column, target: Target, model: Model) -> str | None:
     """Why the values cannot go into the field; keys of other rows are looked up, not checked."""
     if target.text != target.field or not column.values:
@@ -385,20 +187,10 @@ def takes(model: Model, field_name: str, value: Any) -> bool:
 
 def _names_model(file_name: str, model: Model) -> bool:
     words = re.split(r"[\W_\d]+", file_name.casefold())
-    return not _called(model.name.casefold()).isdisjoint(words)
-
-
-def _called(noun: str) -> set[str]:
-    """What one or several of a kind are called."""
-    return {noun, f"{noun}s", f"{noun}es"}
+    return not called(model.name.casefold()).isdisjoint(words)
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
     """Names as a sentence has them."""
     *others, final = names
     return f"{', '.join(others)} {last} {final}" if others else final
-
-
-def plain(name: str) -> str:
-    """A name without case, accents, spaces and punctuation."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", name)).casefold()

@@ -6,10 +6,8 @@ full_name=name             column `full_name` is the field `name`
 key='{name}|{position}'    the field `key` is made from columns
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +18,7 @@ from jobs._declaration import did_you_mean
 from jobs._errors import InputError
 from jobs._part import ABSENT, Values
 from jobs._problems import problem_with, said
+from jobs._template import as_text, filler, pieces_of
 
 OWN_PREFIX = "bulwark_"
 """Columns that an export of rejects adds begin so; an import passes them over."""
@@ -71,7 +70,7 @@ class Plan:
 
     def selects(self, values: Values) -> bool:
         """Whether the row is part of the input at all."""
-        return all(_text(values[index]) == wanted for index, wanted in self.filters)
+        return all(as_text(values[index]) == wanted for index, wanted in self.filters)
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -94,15 +93,6 @@ class Plan:
         if self.constants:
             row.update(self.constants)
         return row
-
-
-def _text(value: Any) -> str:
-    """The value as a CSV would have it; one that is no text as JSON has it."""
-    if value is None or value is ABSENT:
-        return ""
-    if isinstance(value, (bool, int, float, list, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
 
 
 def make_plan(
@@ -187,7 +177,7 @@ class _Planner:
             found = self._foreign_key(table, place)
             (field,), (target,) = found.columns, found.table_columns
             self._give(field, left, place)
-            self._references.append(Reference(left, index, field, _bare(found), key, target))
+            self._references.append(Reference(left, index, field, bare_name(found), key, target))
         else:
             self._give(right, left, f"--map {left}={right}")
             self._direct.append((right, index))
@@ -214,45 +204,34 @@ class _Planner:
 
     def _require_valid(self, field: str, constant: Any) -> None:
         if problem := problem_with(self._create, field, constant):
-            quoted = problem["type"].endswith("_error") and _text(constant) in problem["msg"]
+            text = as_text(constant)
+            quoted = text and problem["type"].endswith("_error") and text in problem["msg"]
             why = "is not valid" if quoted else said(problem)  # the value may be secret
             raise InputError(f"--set {field}: {why}, so that every row would be rejected")
 
     def _template(self, field: str, template: str) -> Callable[[Values], str | None]:
-        try:
-            parsed = list(Formatter().parse(template))
-        except ValueError as error:
-            raise InputError(f"--map {field}={template}: {error}; write {{{{ for a brace") from None
-        pieces: list[tuple[str, int | None]] = []
-        for literal, name, spec, conversion in parsed:
-            column = f"{name}!{conversion}" if name and conversion else name
-            column = f"{column}:{spec}" if column and spec else column
-            index = None if column is None else self._column(column, f"--map {field}={template}")
-            pieces.append((literal, index))
-
-        def fill(values: Values) -> str | None:
-            text = "".join(
-                literal + ("" if index is None else _text(values[index]))
-                for literal, index in pieces
-            )
-            return text or None
-
-        return fill
+        place = f"--map {field}={template}"
+        return filler(
+            [
+                (literal, None if name is None else self._column(name, place))
+                for literal, name in pieces_of(template, place)
+            ]
+        )
 
     def _foreign_key(self, name: str, place: str) -> ForeignKey:
         keys = [key for key in self._facts.foreign_keys if len(key.columns) == 1]
         by_column = [key for key in keys if key.columns[0] == name]
-        by_table = [key for key in keys if _bare(key) == name]
+        by_table = [key for key in keys if bare_name(key) == name]
         found = by_column or by_table
         if not found:
-            known = {_bare(key) for key in keys} | {key.columns[0] for key in keys}
+            known = {bare_name(key) for key in keys} | {key.columns[0] for key in keys}
             raise InputError(
                 f"{place}: {self._model} has no foreign key to {name!r}{did_you_mean(name, known)}"
             )
         if len(found) > 1:
             names = ", ".join(key.columns[0] for key in found)
             raise InputError(f"{place}: several foreign keys lead there; name one of {names}")
-        if _bare(found[0]) == self._model:
+        if bare_name(found[0]) == self._model:
             raise InputError(
                 f"{place}: rows of one input cannot name each other; import the parents first, "
                 f"then give {found[0].columns[0]}"
@@ -321,7 +300,8 @@ def require_given(update: Iterable[str], plan: Plan, model: str) -> None:
             raise InputError(f"--update: the input does not give {model}.{name}{near}")
 
 
-def _bare(key: ForeignKey) -> str:
+def bare_name(key: ForeignKey) -> str:
+    """The name of the table that the key leads to."""
     return key.table.rpartition(".")[2].strip('"')
 
 

@@ -30,8 +30,9 @@ from worker.import_command import Import, submit
 from worker.import_file import declared_shape, import_file, stays_in_place
 from worker.import_words import one_line, typed_options, what_and_where
 from worker.logs import configure_logs
-from worker.plan_command import ImportPlan, plan_import
+from worker.plan_command import plan_import
 from worker.plan_display import show_plan
+from worker.plan_document import ImportPlan
 from worker.reports import JobReport, each_verdict, find_job, list_jobs, read_job, watch
 from worker.requeueing import requeue_parked
 from worker.settings import Settings, load_settings

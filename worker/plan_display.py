@@ -7,7 +7,7 @@ from rich.text import Text
 
 from worker.display import grid, make_console, to_json
 from worker.import_words import shell_word
-from worker.plan_command import ImportPlan
+from worker.plan_document import ImportPlan
 
 REJECTS_SHOWN = 10
 

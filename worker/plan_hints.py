@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from db.catalog import TableFacts
 from db.registry import Model
 from jobs import _guess as guess
-from jobs._guess import Column, Fit, Relation
-from jobs._mapping import Plan, Reference
-from jobs._parents import Parents
+from jobs._column_kinds import Column
+from jobs._guess import Fit
+from jobs._mapping import Reference
+from jobs._relations import Relation
 from worker.import_command import Import
 from worker.import_sample import Sample, shape_words
 from worker.import_words import shell_line, shell_word
@@ -30,9 +31,6 @@ class Hints:
     columns: Sequence[Column]
     fit: Fit
     relations: Sequence[Relation]
-    plan: Plan
-    facts: TableFacts
-    parents: Parents
     trial: Trial
 
     def all(self) -> Iterator[str]:
@@ -47,14 +45,14 @@ class Hints:
         """How the rows that are named and missing come to be there."""
         if self.asked.options.get("on_missing") == "create":
             return "they are created"
-        if not is_creatable(self.parents, reference):
+        if not is_creatable(self.trial.parents, reference):
             return "import them first"
         words = shell_line(self._import_first(reference))
         return f"add --on-missing create, or import them first, as with {words}"
 
     def _import_first(self, reference: Reference) -> list[str]:
         """The command that makes rows of the same input's natural keys."""
-        fields = self.parents.parents[reference].model.create.model_fields
+        fields = self.trial.parents.parents[reference].model.create.model_fields
         words = ["bulwark", "import", reference.table, self.file]
         words += shape_words(self.sample.shape)
         words += ["--map", f"{reference.column}={reference.key}"]
@@ -67,7 +65,7 @@ class Hints:
     def _empty_references(self) -> Iterator[str]:
         model = self.fit.model.name
         for relation in self.relations:
-            if relation.field not in self.plan.given and relation.names:
+            if relation.field not in self.trial.plan.given and relation.names:
                 target = relation.target(relation.names[0])
                 yield (
                     f"{model}.{relation.field} is left empty: if a column names the "
@@ -75,8 +73,8 @@ class Hints:
                 )
 
     def _keys(self) -> Iterator[str]:
-        keys = _unique_keys(self.fit.model, self.facts)
-        if keys and not any(set(key) <= set(self.plan.given) for key in keys):
+        keys = _unique_keys(self.fit.model, self.trial.parents.child)
+        if keys and not any(set(key) <= set(self.trial.plan.given) for key in keys):
             named = guess.listed([" with ".join(key) for key in keys], "or")
             yield (
                 f"nothing gives {named}, by which rows of {self.fit.model.name} are told apart, so "

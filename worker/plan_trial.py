@@ -12,12 +12,12 @@ from db.catalog import TableFacts
 from db.columns import INTEGER_MAX
 from db.ledger.chunk import Span
 from db.refusal import Refusal
-from db.registry import Registry
+from db.registry import Model, Registry
 from jobs._errors import InputError
-from jobs._mapping import Reference, natural_key
+from jobs._mapping import Plan, Reference, natural_key
 from jobs._parents import Parent, Parents
 from jobs._part import Part
-from jobs._preparation import Prepared, Preparer
+from jobs._preparation import OnMissing, Prepared, Preparer
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Reject:
 class Trial:
     """What became of a sample; `missing` counts the rows of other tables that are not there."""
 
+    plan: Plan
+    parents: Parents
     rejects: Sequence[Reject]
     filtered: int
     missing: Mapping[Reference, int]
@@ -64,15 +66,22 @@ def is_creatable(parents: Parents, reference: Reference) -> bool:
 
 
 async def try_part(
-    session: AsyncSession, preparer: Preparer, parents: Parents, part: Part, *, create: bool
+    session: AsyncSession,
+    model: Model,
+    plan: Plan,
+    parents: Parents,
+    part: Part,
+    on_missing: OnMissing,
 ) -> Trial:
-    """Prepare the rows as the job would; with `create` as if what is missing had been created.
+    """Prepare the rows as the job would, and what it would create as if it had been created.
 
-    Raises InputError when it is to be created and cannot be.
+    Raises InputError when a row that is to be created cannot be.
     """
+    create = on_missing == "create"
     if create:
         for reference, parent in parents.parents.items():
             parent.require_creatable(reference)
+    preparer = Preparer(model, plan, parents.child, on_missing)
     known = await parents.ids(session, preparer.wanted_keys(part))
     prepared = await asyncio.to_thread(preparer.prepare, part, known)
     counts = {reference: len(keys) for reference, keys in prepared.unknown.items()}
@@ -86,7 +95,7 @@ async def try_part(
             complete[one.field] = {**known[one.field], **ids}
             counts[one] = sum(not isinstance(identity, Refusal) for identity in ids.values())
         prepared = await asyncio.to_thread(preparer.prepare, part, complete)
-    return Trial(_rejects(part, prepared), prepared.filtered, counts)
+    return Trial(plan, parents, _rejects(part, prepared), prepared.filtered, counts)
 
 
 def _rejects(part: Part, prepared: Prepared) -> list[Reject]:

@@ -7,10 +7,13 @@ import pytest
 from db.catalog import ForeignKey
 from db.ledger.chunk import Span
 from db.registry import discover_models
+from jobs._column_kinds import Column, columns_of, kind_of
 from jobs._errors import InputError
-from jobs._guess import Column, Fit, Relation, best, columns_of, fit, kind_of, plain
+from jobs._guess import Fit, best, fit
 from jobs._mapping import Request
 from jobs._part import ABSENT, Part, Values
+from jobs._relations import Relation
+from jobs._targets import plain
 
 NOTHING = Request({}, {}, {}, [], False)
 

@@ -63,10 +63,8 @@ def layout_of(text: Text, name: str, declared: Shape) -> Layout:
         _require_parquet(text, head)
     elif head == MAGIC:
         raise _contradiction(found, "it is Parquet", "parquet")
-    elif is_array(text, in_lines=found == "ndjson"):
-        raise InputError(ARRAY)
-    elif found != "ndjson" and begins_with_object(_first_bytes(text)):
-        raise _contradiction(found, "it begins with an object of JSON", "ndjson")
+    else:
+        _require_no_other_json(found, first_bytes(text))
     _require_fitting(found, declared)
     return Layout(
         format=found,
@@ -95,19 +93,26 @@ def _require_parquet(text: Text, head: bytes) -> None:
         )
 
 
+def _require_no_other_json(found: Format, first: bytes) -> None:
+    """Of NDJSON a line may be an array, which is then one bad row."""
+    whole_line = first.split(b"\n", 1)[0].rstrip().endswith(b"]")
+    if begins_with_array(first) and not (found == "ndjson" and whole_line):
+        raise InputError(ARRAY)
+    if found != "ndjson" and begins_with_object(first):
+        raise _contradiction(found, "it begins with an object of JSON", "ndjson")
+
+
 def begins_with_object(text: bytes) -> bool:
     """Whether it can only be meant as JSON."""
     return _OBJECT.match(text) is not None
 
 
-def is_array(text: Text, *, in_lines: bool = False) -> bool:
-    """Whether the input is one array of rows; with `in_lines` only if its first line is no row."""
-    first = _first_bytes(text)
-    line = first.split(b"\n", 1)[0].rstrip()
-    return _ARRAY.match(first) is not None and not (in_lines and line.endswith(b"]"))
+def begins_with_array(text: bytes) -> bool:
+    """Whether it can only be meant as JSON."""
+    return _ARRAY.match(text) is not None
 
 
-def _first_bytes(text: Text) -> bytes:
+def first_bytes(text: Text) -> bytes:
     """The first block of the text, without a mark and blanks in front."""
     return next(text.blocks(), b"").removeprefix(codecs.BOM_UTF8).lstrip()
 

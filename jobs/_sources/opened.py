@@ -3,18 +3,16 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from jobs._errors import InputError
 from jobs._part import Part, Position
 from jobs._sources.compression import Compression
 from jobs._sources.csv import CsvReader
-from jobs._sources.format import ARRAY, Layout, Shape, is_array, layout_of
+from jobs._sources.format import ARRAY, Layout, Shape, begins_with_array, first_bytes, layout_of
 from jobs._sources.ndjson import NdjsonReader, keys_of
 from jobs._sources.parquet import ParquetReader
 from jobs._sources.source import Text, raw_blocks
-
-_EMPTY: Final = "The input is empty (0 bytes); send a file with rows."
 
 
 class Inspection(NamedTuple):
@@ -84,14 +82,15 @@ class Opened:
 
         The columns of NDJSON are the keys of that part. Raises InputError when it has none.
         """
-        reader = self.reader if self.layout.format != "ndjson" else self._ndjson(())
-        if isinstance(reader, NdjsonReader):
-            first = next(reader.parts(max_rows, max_bytes), None)
-            columns = keys_of(first.raws if first else ())
-            if not columns:
-                raise _without_keys(self.text)
-            reader = self._ndjson(columns)
+        ndjson = self.layout.format == "ndjson"
+        reader = self._ndjson_of(max_rows, max_bytes) if ndjson else self.reader
         return reader.columns, reader.parts(max_rows, max_bytes, reader.start())
+
+    def _ndjson_of(self, max_rows: int, max_bytes: int) -> NdjsonReader:
+        first = next(self._ndjson(()).parts(max_rows, max_bytes), None)
+        if columns := keys_of(first.raws if first else ()):
+            return self._ndjson(columns)
+        raise _without_keys(self.text)
 
     @property
     def header(self) -> str:
@@ -109,7 +108,7 @@ def inspect(text: Text, layout: Layout) -> Inspection:
         for _ in digest.text():
             pass
     if not digest.text_bytes:
-        raise InputError(_EMPTY)
+        raise InputError("The input is empty (0 bytes); send a file with rows.")
     if columns == []:
         raise _without_keys(text)
     text_bytes = digest.text_bytes
@@ -124,8 +123,8 @@ def _without_keys(text: Text) -> InputError:
     """Why an input is no NDJSON, by the fault of its first row."""
     first = next(NdjsonReader(text, (), text.encoding).parts(1, 1), None)
     if first is None:
-        return InputError(_EMPTY)
-    if is_array(text):
+        return InputError("The input has no rows, only blank lines or nothing; send one with rows.")
+    if begins_with_array(first_bytes(text)):
         return InputError(ARRAY)
     fault = first.faults.get(0)
     why = fault.message if fault else "The object has no keys; give it those of the row's values."

@@ -99,6 +99,7 @@ def test_the_delimiter_is_that_of_the_format(name: str, delimiter: str) -> None:
         ("rows.ndjson", b'{"n": "\\u0000"}', "Line 1: The value holds \\u0000"),
         ("rows.ndjson", b'{"n": "\\ud800"}', "Line 1: The value holds half of a surrogate pair"),
         ("rows.ndjson", b'{"n": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deeply"),
+        ("rows.ndjson", b"\n\n", "only blank lines or nothing"),
         ("rows.ndjson", b"{}\n", "Line 1: The object has no keys"),
         ("rows.ndjson", b"", "empty (0 bytes)"),
     ],

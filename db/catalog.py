@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -128,9 +129,29 @@ class TableFacts:
         ]
 
 
+_TABLE = sa.text(
+    """
+    SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable)
+               AS deferrable,
+           NOT EXISTS (SELECT FROM pg_index WHERE indrelid = c.oid AND NOT indimmediate)
+               AS arbitrable,
+           coalesce(bool_or((t.tgtype & 7) = 7), false) AS has_triggers,
+           coalesce(bool_or((t.tgtype & 19) = 19), false) AS changes_on_update,
+           c.relkind = 'p' OR c.relhassubclass AS partitioned
+      FROM pg_class AS c
+      LEFT JOIN pg_trigger AS t
+        ON NOT t.tgisinternal
+           AND (t.tgrelid = c.oid OR t.tgrelid IN
+                (SELECT relid FROM pg_partition_tree(CAST(:table AS regclass))))
+     WHERE c.oid = CAST(:table AS regclass)
+     GROUP BY c.oid, c.relkind, c.relhassubclass
+    """
+)
 _COLUMNS = sa.text(
     """
-    SELECT a.attname AS name,
+    SELECT a.attname AS name, a.attgenerated <> '' AS generated,
+           format_type(a.atttypid, a.atttypmod) AS type,
+           pg_get_expr(d.adbin, d.adrelid) AS expression,
            CASE WHEN a.attidentity <> ''
                 THEN format('nextval(%L::regclass)',
                             pg_get_serial_sequence(CAST(:table AS text), a.attname))
@@ -150,18 +171,6 @@ _COLUMNS = sa.text(
       FROM pg_attribute AS a
       LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
-       AND a.attgenerated = ''
-     ORDER BY a.attnum
-    """
-)
-_GENERATED = sa.text(
-    """
-    SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type,
-           pg_get_expr(d.adbin, d.adrelid) AS expression
-      FROM pg_attribute AS a
-      JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-     WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
-       AND a.attgenerated <> ''
      ORDER BY a.attnum
     """
 )
@@ -170,6 +179,9 @@ _INDEXES = sa.text(
     SELECT c.relname AS name, i.indisprimary AS is_primary, i.indnullsnotdistinct AS nulls_equal,
            ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true)
                    FROM generate_series(1, i.indnkeyatts) AS k ORDER BY k) AS keys,
+           ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY AS k (num, pos)
+                   JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.num
+                  WHERE k.pos <= i.indnkeyatts ORDER BY k.pos) AS columns,
            pg_get_expr(i.indpred, i.indrelid) AS predicate,
            NOT i.indimmediate AS deferrable
       FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
@@ -194,43 +206,6 @@ _CONSTRAINTS = sa.text(
      ORDER BY con.contype, CASE WHEN con.contype = 'c' THEN con.conname END, con.oid
     """
 )
-_PRIMARY_KEY = sa.text(
-    """
-    SELECT a.attname FROM pg_index AS i
-      CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k (num, pos)
-      JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.num
-     WHERE i.indrelid = CAST(:table AS regclass) AND i.indisprimary ORDER BY k.pos
-    """
-)
-_DEFERRABLE = sa.text(
-    """
-    SELECT EXISTS (SELECT FROM pg_constraint
-                    WHERE conrelid = CAST(:table AS regclass) AND condeferrable),
-           EXISTS (SELECT FROM pg_index
-                    WHERE indrelid = CAST(:table AS regclass) AND NOT indimmediate)
-    """
-)
-_UPDATE_TRIGGERS = sa.text(
-    """
-    SELECT EXISTS (SELECT FROM pg_trigger
-                    WHERE (tgrelid = CAST(:table AS regclass) OR tgrelid IN
-                           (SELECT relid FROM pg_partition_tree(CAST(:table AS regclass))))
-                      AND NOT tgisinternal AND (tgtype & 19) = 19)
-    """
-)
-_PARTITIONED = sa.text(
-    """
-    SELECT relkind = 'p' OR relhassubclass FROM pg_class WHERE oid = CAST(:table AS regclass)
-    """
-)
-_HAS_TRIGGERS = sa.text(
-    """
-    SELECT EXISTS (SELECT FROM pg_trigger
-                    WHERE (tgrelid = CAST(:table AS regclass) OR tgrelid IN
-                           (SELECT relid FROM pg_partition_tree(CAST(:table AS regclass))))
-                      AND NOT tgisinternal AND (tgtype & 7) = 7)
-    """
-)
 
 
 def quote(name: str) -> str:
@@ -248,17 +223,20 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
     """Read a table's facts from the catalog."""
     name = qualified(table)
     bind = {"table": name}
+    whole = (await session.execute(_TABLE, bind)).one()
+    columns = (await session.execute(_COLUMNS, bind)).all()
     indexes = (await session.execute(_INDEXES, bind)).all()
     constraints = (await session.execute(_CONSTRAINTS, bind)).all()
     foreign = [one for one in constraints if one.kind in ("f", b"f")]
-    deferrable, late_index = (await session.execute(_DEFERRABLE, bind)).one()
     return TableFacts(
         name=name,
         table_name=table.name,
         schema_name=table.schema,
-        columns=tuple(Column(*row) for row in await session.execute(_COLUMNS, bind)),
-        generated=tuple(GeneratedColumn(*row) for row in await session.execute(_GENERATED, bind)),
-        primary_key=tuple((await session.execute(_PRIMARY_KEY, bind)).scalars()),
+        columns=tuple(_column(one) for one in columns if not one.generated),
+        generated=tuple(
+            GeneratedColumn(one.name, one.type, one.expression) for one in columns if one.generated
+        ),
+        primary_key=next((tuple(one.columns) for one in indexes if one.is_primary), ()),
         unique_indexes=tuple(
             UniqueIndex(one.name, tuple(one.keys), one.predicate, one.nulls_equal, one.deferrable)
             for one in indexes
@@ -272,13 +250,25 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
             ForeignKey(one.name, tuple(one.columns), one.parent, tuple(one.parent_columns))
             for one in foreign
         ),
-        deferrable=deferrable,
-        arbitrable=not late_index,
+        deferrable=whole.deferrable,
+        arbitrable=whole.arbitrable,
         own_parent=any(one.own_parent for one in foreign),
-        has_triggers=bool(await session.scalar(_HAS_TRIGGERS, bind)),
-        changes_on_update=bool(await session.scalar(_UPDATE_TRIGGERS, bind)),
-        partitioned=bool(await session.scalar(_PARTITIONED, bind)),
+        has_triggers=whole.has_triggers,
+        changes_on_update=whole.changes_on_update,
+        partitioned=whole.partitioned,
         on_update=_on_update(table),
+    )
+
+
+def _column(row: sa.Row[Any]) -> Column:
+    return Column(
+        row.name,
+        row.default,
+        row.not_null,
+        row.integer,
+        row.sequence,
+        row.collated,
+        row.comparable,
     )
 
 

@@ -8,10 +8,12 @@ from typing import Any, Literal, NamedTuple
 import pytest
 import sqlalchemy as sa
 from pydantic import ValidationError
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from structlog.testing import capture_logs
 
+from db.catalog import read_facts
 from db.engine import make_sessions
 from db.ledger.audit import Keys
 from db.outcome import Inserted, Miscounted
@@ -347,6 +349,17 @@ async def test_a_row_that_a_trigger_left_out_is_refused_in_words_that_name_the_c
     assert left_out.message is not None
     assert "a BEFORE INSERT trigger of country left the row out" in left_out.message
     assert await bench.audit(job_id) == []
+
+
+async def test_the_facts_of_a_table_are_read_in_four_queries(
+    bench: Bench, engine: AsyncEngine
+) -> None:
+    asked: list[str] = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    async with bench.sessions() as session:
+        facts = await read_facts(session, MODELS["seat"].table)
+    assert len(asked) == 4
+    assert (facts.primary_key, facts.has_triggers) == (("hall", "number"), False)
 
 
 @pytest.mark.parametrize("on_conflict", ["reject", "skip"])

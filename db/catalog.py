@@ -73,6 +73,7 @@ class ForeignKey:
 class TableFacts:
     """One table, in the order in which PostgreSQL tests its constraints; `name` is SQL.
 
+    `types` are those of all columns, as SQL, of any length and without the rules of a domain;
     `deferrable` tells that some constraint may be checked as late as COMMIT; `arbitrable`, that
     ON CONFLICT can be used, which no unique or exclusion constraint of that kind allows;
     `own_parent`, that a row may reference another row of the same table; `has_triggers`, that row
@@ -87,6 +88,7 @@ class TableFacts:
     schema_name: str | None
     columns: tuple[Column, ...]
     generated: tuple[GeneratedColumn, ...]
+    types: Mapping[str, str]
     primary_key: tuple[str, ...]
     unique_indexes: tuple[UniqueIndex, ...]
     checks: tuple[Check, ...]
@@ -151,6 +153,7 @@ _COLUMNS = sa.text(
     """
     SELECT a.attname AS name, a.attgenerated <> '' AS generated,
            format_type(a.atttypid, a.atttypmod) AS type,
+           format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1) AS bare_type,
            pg_get_expr(d.adbin, d.adrelid) AS expression,
            CASE WHEN a.attidentity <> ''
                 THEN format('nextval(%L::regclass)',
@@ -169,6 +172,7 @@ _COLUMNS = sa.text(
                 ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
              WHERE t.oid = a.atttypid) AS type
       FROM pg_attribute AS a
+      JOIN pg_type AS t ON t.oid = a.atttypid
       LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
      ORDER BY a.attnum
@@ -236,6 +240,7 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
         generated=tuple(
             GeneratedColumn(one.name, one.type, one.expression) for one in columns if one.generated
         ),
+        types={one.name: one.bare_type for one in columns},
         primary_key=next((tuple(one.columns) for one in indexes if one.is_primary), ()),
         unique_indexes=tuple(
             UniqueIndex(one.name, tuple(one.keys), one.predicate, one.nulls_equal, one.deferrable)

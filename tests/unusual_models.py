@@ -7,11 +7,11 @@ import enum
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 import sqlalchemy as sa
-from pydantic import Json, model_validator
+from pydantic import Json, StringConstraints, field_validator, model_validator
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, ExcludeConstraint
 from sqlmodel import Field, SQLModel
 
@@ -459,3 +459,47 @@ class VisitPublic(VisitBase): ...
 
 
 class VisitUpdate(SQLModel): ...
+
+
+# Rows that are named by a key which their Create class, or nobody but the database, spells anew
+
+
+class ClubBase(Unusual):
+    name: str = Field(unique=True)
+    city: str | None = Field(default=None, unique=True)
+
+
+class Club(ClubBase, Numbered, table=True): ...
+
+
+class ClubCreate(ClubBase):
+    name: Annotated[str, StringConstraints(strip_whitespace=True, to_upper=True, max_length=20)]
+
+    @field_validator("city")
+    @classmethod
+    def _in_capitals(cls, city: str | None) -> str | None:
+        return city and city.upper()
+
+
+class ClubPublic(ClubBase): ...
+
+
+class ClubUpdate(SQLModel): ...
+
+
+class PlayerBase(Unusual):
+    name: str
+    club_id: int | None = Field(default=None, foreign_key="club.id", sa_type=sa.BigInteger)
+    badge_id: UUID | None = Field(default=None, foreign_key="badge.id")
+
+
+class Player(PlayerBase, Numbered, table=True): ...
+
+
+class PlayerCreate(PlayerBase): ...
+
+
+class PlayerPublic(PlayerBase): ...
+
+
+class PlayerUpdate(SQLModel): ...

@@ -1,12 +1,14 @@
 """What PostgreSQL itself knows about a table: columns, defaults, and every constraint on a row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.on_update import on_update
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TableFacts:
     triggers of users, on the table or a partition, may fill or change columns, the key included,
     before they are checked, and may leave rows out; `changes_on_update`, that such triggers may
     change other columns than those that an UPDATE sets; `on_update`, what the model writes into
-    columns with every update of a row, as SQL over unqualified column names.
+    columns with every update of a row (see `db.on_update`).
     """
 
     name: str
@@ -99,7 +101,7 @@ class TableFacts:
     has_triggers: bool
     changes_on_update: bool
     partitioned: bool
-    on_update: Mapping[str, str]
+    on_update: Mapping[str, Callable[[], str]]
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
@@ -220,7 +222,7 @@ def quote(name: str) -> str:
 def qualified(table: sa.Table) -> str:
     """A table's name as SQL, quoted and qualified where it has to be."""
     # SQLAlchemy leaves this part of its dialects without types
-    return postgresql.dialect().identifier_preparer.format_table(table)  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
+    return postgresql.asyncpg.dialect().identifier_preparer.format_table(table)  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
 
 
 async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
@@ -261,7 +263,7 @@ async def read_facts(session: AsyncSession, table: sa.Table) -> TableFacts:
         has_triggers=whole.has_triggers,
         changes_on_update=whole.changes_on_update,
         partitioned=whole.partitioned,
-        on_update=_on_update(table),
+        on_update=on_update(table),
     )
 
 
@@ -275,12 +277,3 @@ def _column(row: sa.Row[Any]) -> Column:
         row.collated,
         row.comparable,
     )
-
-
-def _on_update(table: sa.Table) -> dict[str, str]:
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
-    return {
-        column.name: str(column.onupdate.arg.compile(dialect=dialect))
-        for column in table.columns
-        if isinstance(column.onupdate, sa.ColumnDefault) and column.onupdate.is_clause_element
-    }

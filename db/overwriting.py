@@ -33,6 +33,7 @@ class Overwriting:
         self._kinds = kinds
         self._sensitive = sensitive
         self._places = {column.name: n for n, column in enumerate(facts.columns)}
+        self._on_update = {name: sql() for name, sql in facts.on_update.items()}
         self.soft = "deleted_at" in self._places
         self.keys = [f"k{n}" for n in range(len(facts.primary_key))]
         self.columns = [
@@ -85,9 +86,7 @@ class Overwriting:
             source.append(f"{self._differs(name)} AS d{place}")
             values[quote(name)] = f"n.n{place}"
         source += [f"m.{self.old(name)}" for name in self.imaged if name not in columns]
-        values |= {
-            quote(name): sql for name, sql in self._facts.on_update.items() if name not in columns
-        }
+        values |= {quote(name): sql for name, sql in self._on_update.items() if name not in columns}
         if revive:
             values["deleted_at"] = "NULL"
         where = [DELETED_MATCH if revive else LIVE_MATCH, f"NOT s.{HELD}"]

@@ -15,6 +15,7 @@ from sqlmodel import SQLModel
 from db import models
 from db.columns import is_sensitive
 from db.errors import ModelError, UnknownModel
+from db.on_update import on_update
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def discover_models(extra_modules: Sequence[str] = ()) -> Registry:
     """Collect the models of `db.models` and of the modules named; a package is walked.
 
     Raises ModelError when a module cannot be imported or has no model, when a class of a model is
-    missing or does not fit its table, when a sensitive column is in a primary key, and when two
-    models have one table name.
+    missing or does not fit its table, when a sensitive column is in a primary key, when an
+    onupdate is of no use to a statement of many rows, and when two models have one table name.
     """
     found: dict[str, Model] = {}
     modules = [import_module(name) for name in models.MODULES]
@@ -132,6 +133,8 @@ def _model(table_class: type[SQLModel]) -> Model:
     )
     _check_fields(model)
     _check_key(model)
+    for sql in on_update(table).values():
+        sql()
     return model
 
 

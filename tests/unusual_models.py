@@ -5,7 +5,7 @@ They have a metadata of their own, so that no migration is missed for them.
 
 import enum
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
@@ -503,3 +503,43 @@ class PlayerPublic(PlayerBase): ...
 
 
 class PlayerUpdate(SQLModel): ...
+
+
+# A name that drivers write otherwise, and columns that change with every update
+
+
+class RateBase(Unusual):
+    code: str = Field(unique=True)
+    value: int
+
+
+class Rate(RateBase, Numbered, table=True):
+    __tablename__ = "rate in %"
+
+    by_function: datetime | None = Field(
+        default=None,
+        sa_type=sa.DateTime(timezone=True),
+        sa_column_kwargs={"onupdate": lambda: datetime.now(UTC)},
+    )
+    by_sql: datetime | None = Field(
+        default=None,
+        sa_type=sa.DateTime(),
+        sa_column_kwargs={"onupdate": sa.func.timezone("UTC", sa.func.now())},
+    )
+    by_value: str | None = Field(default=None, sa_column_kwargs={"onupdate": "it's 100% :id"})
+    by_json: dict[str, Any] | None = Field(
+        default=None, sa_type=JSONB, sa_column_kwargs={"onupdate": lambda: {"by": ["a", None]}}
+    )
+    by_itself: int = Field(
+        default=0,
+        sa_column_kwargs={"server_default": "0", "onupdate": sa.column("by_itself") + 1},
+    )
+
+
+class RateCreate(RateBase): ...
+
+
+class RatePublic(RateBase): ...
+
+
+class RateUpdate(SQLModel): ...

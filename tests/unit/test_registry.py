@@ -154,6 +154,23 @@ def test_a_sensitive_column_in_a_primary_key_is_an_error(module: WriteModule) ->
         discover_models([name])
 
 
+@pytest.mark.parametrize(
+    ("onupdate", "why"),
+    [
+        ("lambda context: context.get_current_parameters()['plan']", "cannot be evaluated"),
+        ("lambda: [1]", "cannot be written as SQL"),
+        ("7", "cannot be written as SQL"),
+    ],
+)
+def test_an_onupdate_that_is_of_no_use_in_bulk_is_an_error(
+    onupdate: str, why: str, module: WriteModule
+) -> None:
+    name = f"Joker{next(numbers)}"
+    named = module(villain(name, plan_options=f"{{'onupdate': {onupdate}}}"))
+    with pytest.raises(ModelError, match=rf"onupdate of {name.lower()}\.plan {why}"):
+        discover_models([named])
+
+
 def test_a_module_that_is_not_there_is_an_error() -> None:
     with pytest.raises(ModelError, match="'no_such_models' cannot be imported"):
         discover_models(["no_such_models"])

@@ -15,7 +15,7 @@ ROW_FAULTS = ("22", "23", "44", "P0001")
 """SQLSTATEs that are about the row: data, constraints, view checks, and what triggers raise."""
 
 NOT_ENCODED = "22000"
-UNENCODABLE = (OverflowError, ValueError, TypeError, ArithmeticError)
+UNENCODABLE = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
 """What asyncpg raises about a value that it cannot encode for its column; DataError is one."""
 
 CODES = {

@@ -543,3 +543,31 @@ class RatePublic(RateBase): ...
 
 
 class RateUpdate(SQLModel): ...
+
+
+# A field that is of another type than its column, beside one that has no form as text
+
+
+class Point(sa.types.UserDefinedType[Any]):
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "point"
+
+
+class VisitBase(Unusual):
+    day: str | None = Field(default=None, sa_type=sa.Date)
+    place: list[float] | None = Field(default=None, sa_type=Point)
+    tags: list[str] = Field(default=[], sa_type=ARRAY(sa.Text))
+
+
+class Visit(VisitBase, Numbered, table=True): ...
+
+
+class VisitCreate(VisitBase): ...
+
+
+class VisitPublic(VisitBase): ...
+
+
+class VisitUpdate(SQLModel): ...

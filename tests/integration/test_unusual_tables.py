@@ -480,4 +480,22 @@ async def test_what_becomes_of_a_row_does_not_depend_on_the_others(bench: Bench)
         job_id = await bench.run(payload)
         assert [(one.row_no, one.code) for one in await bench.verdicts(job_id)] == [
             (1, "data_exception")
+async def test_a_value_of_another_type_than_its_column_is_refused_alone(bench: Bench) -> None:
+    rows: Rows = [
+        {"place": [1, 2]},
+        {"day": "yesterday"},
+        {"day": None, "tags": ["x"]},
+        {"place": [1]},
+        {"day": "yesterday", "tags": []},
+    ]
+    for on_conflict in ("reject", "update"):
+        payload = {"table": "visit", "rows": rows, "on_conflict": on_conflict}
+        job_id = await bench.run(InsertRows.model_validate(payload))
+        assert await bench.counts(job_id) == {"inserted": 2, "rejected": 3}
+        told = [(one.row_no, one.code, one.message) for one in await bench.verdicts(job_id)]
+        text = "a value does not fit the type of its column"
+        assert told == [
+            (2, "data_exception", f"{text} (AttributeError)"),
+            (4, "data_exception", f"{text} (IndexError)"),
+            (5, "data_exception", f"{text} (AttributeError)"),
         ]

@@ -11,7 +11,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db.errors import BulwarkError
 
@@ -42,12 +41,6 @@ def current_and_head(connection: sa.Connection) -> tuple[str | None, str]:
     if head is None:
         raise BulwarkError(f"There are no migrations beside {INI}; restore alembic/versions.")
     return MigrationContext.configure(connection).get_current_revision(), head
-
-
-async def is_at_head(engine: AsyncEngine) -> bool:
-    async with engine.connect() as connection:
-        current, head = await connection.run_sync(current_and_head)
-    return current == head
 
 
 def configuration(database_url: str, lock_timeout_ms: int | None = None) -> Config:

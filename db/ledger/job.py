@@ -104,6 +104,7 @@ job = sa.Table(
     ),
     schema=SCHEMA,
 )
+_progress = sa.table("progress", sa.column("job_id", sa.Uuid), schema=SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -371,7 +372,9 @@ async def requeue(
 
 
 async def _leave_running(session: AsyncSession, held: Claim, **values: Any) -> None:
+    """Change the job's row, and forget how far the job was said to be."""
     await _limit(session, BRIEF)
+    forgotten = sa.delete(_progress).where(_progress.c.job_id == held.job_id).cte("forgotten")
     changed = await session.execute(
         sa.update(job)
         .where(
@@ -381,6 +384,7 @@ async def _leave_running(session: AsyncSession, held: Claim, **values: Any) -> N
         )
         .values(**values)
         .returning(job.c.id)
+        .add_cte(forgotten)
     )
     if changed.one_or_none() is None:
         raise ClaimLost

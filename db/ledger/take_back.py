@@ -13,6 +13,7 @@ from db.ledger.worker import APPLICATION_NAME, UNFINISHED
 CRASHES_BEFORE_POISONED = 3
 
 _TAKE_BACK = """
+    WITH taken AS (
     UPDATE bulwark.job AS job
        SET state = CASE WHEN verdict.crashes >= :poisoned THEN 'failed' ELSE 'queued' END,
            reason = CASE WHEN verdict.crashes >= :poisoned THEN 'poisoned' ELSE 'rescued' END,
@@ -31,6 +32,10 @@ _TAKE_BACK = """
       ) AS verdict
      WHERE job.id = verdict.id AND job.claim_id = verdict.claim_id AND job.state = 'running'
     RETURNING job.id AS job_id, verdict.claim_id, job.kind, job.state, job.crashes
+    ), forgotten AS (
+    DELETE FROM bulwark.progress WHERE job_id IN (SELECT job_id FROM taken)
+    )
+    SELECT * FROM taken
 """
 _TAKE_BACK_FROM = sa.text(_TAKE_BACK.format(condition="w.id = :worker_id", locking=""))
 _FORGOTTEN = """w.ended_at IS NULL AND held.claimed_at < w.previous_seen_at

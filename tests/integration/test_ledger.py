@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted, ClaimLost
-from db.ledger import audit, chunk, job, take_back, verdict, worker
+from db.ledger import audit, chunk, job, progress, take_back, verdict, worker
 from db.ledger.audit import Entry, Keys
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim, Limits, Reason, State
@@ -290,6 +290,22 @@ async def test_a_job_that_goes_back_to_its_queue_is_due_after_the_delay(ledger: 
     )
     assert row[:5] == ("queued", "retry", "a", 1, True)
     assert row.wait_s == pytest.approx(300, abs=20)
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED])
+async def test_how_far_a_job_was_is_forgotten_when_it_runs_no_more(
+    ledger: Ledger, state: State
+) -> None:
+    held, other = await ledger.held(), await ledger.held()
+    await ledger.do(lambda s: progress.tell(s, held, 7, 70))
+    await ledger.do(lambda s: progress.tell(s, other, 7, 70))
+    if state == State.QUEUED:
+        await ledger.do(lambda s: job.requeue(s, held, Reason.RETRY))
+    else:
+        await ledger.do(lambda s: job.end(s, held, state))
+    assert await ledger.rows("SELECT job_id FROM bulwark.progress") == [(other.job_id,)]
+    await ledger.lose(other.worker_id)
+    assert await ledger.rows("SELECT job_id FROM bulwark.progress") == []
 
 
 async def test_only_the_owner_of_the_claim_can_end_the_job(ledger: Ledger) -> None:

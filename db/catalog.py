@@ -155,7 +155,7 @@ _COLUMNS = sa.text(
     """
     SELECT a.attname AS name, a.attgenerated <> '' AS generated,
            format_type(a.atttypid, a.atttypmod) AS type,
-           format_type(coalesce(nullif(t.typbasetype, 0), t.oid), -1) AS bare_type,
+           format_type(base.oid, -1) AS bare_type,
            pg_get_expr(d.adbin, d.adrelid) AS expression,
            CASE WHEN a.attidentity <> ''
                 THEN format('nextval(%L::regclass)',
@@ -169,12 +169,10 @@ _COLUMNS = sa.text(
                                           'timestamp,timestamptz}' AS regtype[]))
            AND coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = a.attcollation),
                         true) AS comparable,
-           (SELECT CASE base.typtype WHEN 'e' THEN 'enum' ELSE base.typname END
-              FROM pg_type AS t JOIN pg_type AS base
-                ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
-             WHERE t.oid = a.atttypid) AS type
+           CASE base.typtype WHEN 'e' THEN 'enum' ELSE base.typname END AS inner_type
       FROM pg_attribute AS a
       JOIN pg_type AS t ON t.oid = a.atttypid
+      JOIN pg_type AS base ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
       LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = CAST(:table AS regclass) AND a.attnum > 0 AND NOT a.attisdropped
      ORDER BY a.attnum
@@ -276,4 +274,5 @@ def _column(row: sa.Row[Any]) -> Column:
         row.sequence,
         row.collated,
         row.comparable,
+        row.inner_type,
     )

@@ -480,6 +480,10 @@ async def test_what_becomes_of_a_row_does_not_depend_on_the_others(bench: Bench)
         job_id = await bench.run(payload)
         assert [(one.row_no, one.code) for one in await bench.verdicts(job_id)] == [
             (1, "data_exception")
+        ]
+
+
+@pytest.mark.usefixtures("unusual_tables")
 async def test_a_value_of_another_type_than_its_column_is_refused_alone(bench: Bench) -> None:
     rows: Rows = [
         {"place": [1, 2]},
@@ -489,7 +493,7 @@ async def test_a_value_of_another_type_than_its_column_is_refused_alone(bench: B
         {"day": "yesterday", "tags": []},
     ]
     for on_conflict in ("reject", "update"):
-        payload = {"table": "visit", "rows": rows, "on_conflict": on_conflict}
+        payload = {"table": "errand", "rows": rows, "on_conflict": on_conflict}
         job_id = await bench.run(InsertRows.model_validate(payload))
         assert await bench.counts(job_id) == {"inserted": 2, "rejected": 3}
         told = [(one.row_no, one.code, one.message) for one in await bench.verdicts(job_id)]

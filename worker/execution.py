@@ -173,30 +173,33 @@ class Executor:
         self.liveness.limit(held.claim_id, held.timeout_s)
         try:
             ending = await self._work(held)
+            if ending is not None and ending.state == State.FAILED:
+                await self._close(held)
         except asyncio.CancelledError:
             await self._give_back(held)
             raise
         except ClaimLost:
             log.warning("job.claim_lost", claim=str(held.claim_id))
             return
-        if ending is not None and ending.state == State.FAILED:
-            await self._close(held, ending)
         self.liveness.unlimit(held.claim_id)
         if ending is not None:
             await self._settle(held, ending)
 
-    async def _close(self, held: Claim, ending: Ending) -> None:
-        """Let a chunked job that has failed for good say what became of the rest of its input."""
+    async def _close(self, held: Claim) -> None:
+        """Let a chunked job that has failed for good say what became of the rest of its input.
+
+        Told to stop meanwhile, the job has not failed yet: its next run fails as this one did, and
+        closes.
+        """
         if held.kind not in self.jobs or (closing := self.jobs[held.kind].closing) is None:
             return
         self.liveness.limit(held.claim_id, CLOSING_TIMEOUT_S)
         try:
             async with asyncio.timeout(CLOSING_TIMEOUT_S):
                 await closing(self._chunked(held), _payload(self.jobs[held.kind], held))
-        except asyncio.CancelledError:
-            await self._write_at_shutdown(held, ending)
-            raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_told_to_stop():
+                raise
             log.warning("job.not_closed", claim=str(held.claim_id), reason=describe(error))
 
     async def _work(self, held: Claim) -> Ending | None:

@@ -1,11 +1,23 @@
 """An import that fails for good says of every row of its input what became of it."""
 
+import asyncio
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import BOMB, Bench
+from tests.sample_jobs.act_out import GATE
+from tests.stage import Stage
+
+GATED_CLOSING = (
+    f"""CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
+    """CREATE TRIGGER gate BEFORE INSERT ON bulwark.chunk FOR EACH ROW
+        WHEN (NEW.rows > 2) EXECUTE FUNCTION wait_at_gate()""",
+)
+"""What closes is larger than the chunks of two rows before it."""
 
 
 async def test_rows_behind_the_last_chunk_of_a_failed_import_are_counted_as_not_reached(
@@ -67,3 +79,27 @@ async def test_a_job_that_fails_at_its_last_row_reaches_the_end_of_its_input(
     counted = await bench.tally(job_id)
     assert counted.counts == {"inserted": 1, "rejected": 1}
     assert counted.bytes == path.stat().st_size
+
+
+async def test_a_worker_that_stops_while_it_counts_the_rest_leaves_the_failure_to_the_next_run(
+    bench: Bench, stage: Stage
+) -> None:
+    names = ["Red", "Red", "Blue", "Green", "White"]
+    payload = InsertRows(
+        table="team", rows=[{"name": name} for name in names], chunk_rows=2, on_invalid="abort"
+    )
+    for statement in GATED_CLOSING:
+        await stage.value(statement)
+    await stage.close_gate()
+    executor, job_id = await bench.register(), (await bench.producer.enqueue(payload)).job_id
+    delivery = asyncio.create_task(executor.deliver(job_id))
+    await stage.somebody_at_gate()
+    executor.stop()
+    await asyncio.wait([delivery])
+    await executor.settle()
+    assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+    await stage.open_gate()
+    bench.worker_id = uuid4()
+    await bench.deliver(job_id)
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+    assert await bench.counts(job_id) == {"inserted": 1, "rejected": 1, "not_reached": 3}

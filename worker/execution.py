@@ -11,11 +11,11 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.errors import AlreadyCommitted, ClaimLost
+from db.errors import AlreadyCommitted, ClaimLost, CommitUnknown
 from db.ledger import job
 from db.ledger.job import Claim, Reason, State
 from db.registry import Registry
-from db.retry import DATABASE_ERRORS, Fault, classify, describe
+from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import transaction
 from jobs._declaration import Job, Jobs, Outcome, Payload
 from jobs._errors import Rejected, TryLater
@@ -83,7 +83,10 @@ class Solitude:
 
 @dataclass
 class Executor:
-    """Carries out deliveries for one worker row."""
+    """Carries out deliveries for one worker row.
+
+    `unclaimed` are jobs whose rings were heard in vain, for whoever can have them rung again.
+    """
 
     worker_id: UUID
     sessions: async_sessionmaker[AsyncSession]
@@ -92,6 +95,7 @@ class Executor:
     import_folders: Sequence[ImportPlace]
     liveness: Liveness
     solitude: Solitude = field(default_factory=Solitude)
+    unclaimed: set[UUID] = field(default_factory=set)
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)
     _last_words: set[asyncio.Task[None]] = field(default_factory=set)
     _stopping: bool = False
@@ -118,6 +122,7 @@ class Executor:
         When cancelled, the job is given back to its queue.
         """
         if self._stopping:
+            self.unclaimed.add(job_id)
             return
         delivery = asyncio.current_task()
         assert delivery is not None
@@ -131,19 +136,24 @@ class Executor:
                     if alone:
                         await self._claim_and_run(job_id, alone=True)
         except DATABASE_ERRORS as error:
-            log.warning("job.not_claimed", job=str(job_id), reason=describe(error))
+            self._give_up(job_id, error)
+        except asyncio.CancelledError:
+            self.unclaimed.add(job_id)
+            raise
         finally:
             self._deliveries.discard(delivery)
+
+    def _give_up(self, job_id: UUID, error: Exception) -> None:
+        """Leave the job unclaimed; after an error that will not pass, until its next ring."""
+        log.warning("job.not_claimed", job=str(job_id), reason=describe(error))
+        if isinstance(error, CommitUnknown) or classify(error) in BUDGETS:
+            self.unclaimed.add(job_id)
 
     async def _claim_and_run(self, job_id: UUID, *, alone: bool) -> bool:
         claim_id = uuid4()
         self.liveness.hold(claim_id)
         try:
-            try:
-                held = await self._claim(job_id, claim_id, alone=alone)
-            except DATABASE_ERRORS as error:
-                log.warning("job.not_claimed", job=str(job_id), reason=describe(error))
-                return True
+            held = await self._claim(job_id, claim_id, alone=alone)
             if held is None:
                 return False
             with structlog.contextvars.bound_contextvars(job=str(job_id), kind=held.kind):

@@ -101,6 +101,7 @@ class Process:
     _liveness: Liveness | None = None
     _executor: Executor | None = None
     _delivery: Delivery | None = None
+    _relay: Relay | None = None
     _shutdown: Shutdown | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -186,12 +187,16 @@ class Process:
 
     def _look_after(self, sessions: async_sessionmaker[AsyncSession], executor: Executor) -> None:
         settings = self.settings
-        relay = Relay(
-            self.worker_id, sessions, self._redis, settings.queues, settings.relay_interval_s
+        self._relay = Relay(
+            sessions,
+            self._redis,
+            settings.queues,
+            settings.relay_interval_s,
+            executor.unclaimed,
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
         self._tasks = [
-            asyncio.create_task(relay.run_forever(), name="relay"),
+            asyncio.create_task(self._relay.run_forever(), name="relay"),
             asyncio.create_task(rescue.run_forever(), name="rescue"),
         ]
         assert self._shutdown is not None
@@ -212,6 +217,8 @@ class Process:
         await asyncio.gather(*map(cancel_until_done, self._tasks))
         if self._executor is not None:
             await self._executor.settle()
+        if self._relay is not None:
+            await self._relay.hand_over()
         if self._liveness is not None:
             await asyncio.to_thread(self._liveness.stop)
             await self._deregister()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -16,8 +17,10 @@ from db.transaction import look, transaction
 from jobs._bell import Bell, job_id_of
 
 BATCH = 1000
-MARK_KEY = "bulwark:relay:{worker_id}"
-MARK_TTL_S = 24 * 3600
+MARK_KEY = "bulwark:relay:mark"
+MARK_LEASE_S = 60
+"""How long the relay that sets the mark has until the rings are due; then another may do it."""
+HAND_OVER_TIMEOUT_S = 2.0
 SWEEP_INTERVAL_S = 30.0
 LEAST_WAIT_S = 0.01
 log = structlog.get_logger("bulwark.relay")
@@ -26,26 +29,27 @@ log = structlog.get_logger("bulwark.relay")
 class Relay:
     """One worker's relay; any number may run, since each locks the rows that it rings.
 
-    A mark in Redis tells whether Redis still is what it was: when the mark is gone, Redis was
-    wiped or replaced, and every queued job is rung again. Rings that Redis did not take are kept,
-    and are rung before any other.
+    A mark in Redis tells all relays whether it still is what it was: when the mark is gone, Redis
+    was wiped or replaced, or rings were lost, and one of them has every queued job rung again. The
+    jobs of `unclaimed`, whose rings were heard in vain, are rung again as soon as PostgreSQL
+    answers. Rings that Redis did not take are kept, and are rung before any other.
     """
 
     def __init__(
         self,
-        worker_id: UUID,
         sessions: async_sessionmaker[AsyncSession],
         redis: Redis,
         queues: tuple[str, ...],
         interval_s: float,
+        unclaimed: set[UUID],
     ) -> None:
         self._sessions = sessions
         self._redis = redis
         self._bell = Bell(redis)
         self._queues = queues
         self._interval_s = interval_s
-        self._mark = MARK_KEY.format(worker_id=worker_id)
-        self._marked = False
+        self._unclaimed = unclaimed
+        self._owes_all = False
         self._unrung: list[Ring] = []
         self._swept_s = time.monotonic()
 
@@ -54,7 +58,7 @@ class Relay:
         while True:
             wait_s = self._interval_s
             try:
-                await self._notice_wipe()
+                await self._notice_new_redis()
                 await self._ring_unrung()
                 wait_s = await self._ring_until_none_is_due()
                 await self._sweep_now_and_then()
@@ -63,6 +67,22 @@ class Relay:
             except DATABASE_ERRORS as error:
                 log.warning("relay.failed", server="postgresql", reason=describe(error))
             await asyncio.sleep(wait_s)  # a time that comes gives no sign, nor does a lost ring
+
+    async def hand_over(self) -> None:
+        """Leave to the other relays, or to one that comes later, what this one has not rung.
+
+        Where PostgreSQL cannot be told, the mark goes, so that the next relay rings all again.
+        """
+        self._unclaimed |= {one.job_id for one in self._unrung}
+        if not self._unclaimed and not self._owes_all:
+            return
+        try:
+            async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+                await self._seconds_to_next_ring()
+                await self._make_lost_rings_due()
+        except DATABASE_ERRORS:
+            with suppress(RedisError, OSError):
+                await self._redis.delete(MARK_KEY)
 
     async def ring_due(self) -> list[Ring]:
         """Ring one batch of what is due, and what Redis did not take before."""
@@ -85,7 +105,7 @@ class Relay:
     async def _ring_until_none_is_due(self) -> float:
         """Ring, and return how long to wait; a look comes first, since mostly none is due."""
         due_s = await self._seconds_to_next_ring()
-        if due_s <= 0:
+        if await self._make_lost_rings_due() or due_s <= 0:
             while len(await self.ring_due()) == BATCH:
                 pass
             due_s = await self._seconds_to_next_ring()
@@ -95,19 +115,36 @@ class Relay:
         due_s = await look(self._sessions, ring.seconds_to_next_ring)
         return self._interval_s if due_s is None else due_s
 
-    async def _notice_wipe(self) -> None:
-        there = await self._redis.expire(self._mark, MARK_TTL_S)
-        if self._marked and not there:
-            await self._ring_all_again()
-        if not there:
-            await self._redis.set(self._mark, b"1", ex=MARK_TTL_S)
-        self._marked = True
+    async def _notice_new_redis(self) -> None:
+        """Owe it to all queued jobs to ring them again, if Redis is new and nobody else does."""
+        if not self._owes_all and not await self._redis.exists(MARK_KEY):
+            self._owes_all = bool(await self._redis.set(MARK_KEY, b"", ex=MARK_LEASE_S, nx=True))
 
-    async def _ring_all_again(self) -> None:
-        count = await transaction(
-            self._sessions, ring.ring_all_again, name="relay.ring_all", receipted=True
+    async def _make_lost_rings_due(self) -> bool:
+        """Have those jobs rung again whose rings are known to be lost; tell whether there are any.
+
+        The mark lasts only once all jobs are due, in case this relay dies on the way.
+        """
+        if self._owes_all:
+            jobs = await self._make_due(None)
+            if jobs:
+                log.warning("relay.rings_lost", jobs=jobs, remedy="all queued jobs are rung again")
+            await self._redis.persist(MARK_KEY)
+            self._owes_all = False
+            return jobs > 0
+        unclaimed = frozenset(self._unclaimed)
+        if unclaimed:
+            await self._make_due(unclaimed)
+            self._unclaimed -= unclaimed
+        return bool(unclaimed)
+
+    async def _make_due(self, job_ids: frozenset[UUID] | None) -> int:
+        return await transaction(
+            self._sessions,
+            lambda session: ring.ring_again(session, job_ids),
+            name="relay.ring_again",
+            receipted=True,
         )
-        log.warning("relay.rings_lost", jobs=count, remedy="all queued jobs are rung again")
 
     async def _sweep_now_and_then(self) -> None:
         if time.monotonic() - self._swept_s < SWEEP_INTERVAL_S:

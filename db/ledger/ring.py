@@ -46,14 +46,15 @@ async def seconds_to_next_ring(session: AsyncSession) -> float | None:
     )
 
 
-async def ring_all_again(session: AsyncSession) -> int:
-    """Make every queued job due for a ring at its run time, and return how many there are.
+async def ring_again(session: AsyncSession, job_ids: Collection[UUID] | None) -> int:
+    """Make queued jobs, these or all, due for a ring at their run time, since a ring was lost.
 
-    For the time when Redis was wiped.
+    Returns how many there are.
     """
+    these = sa.true() if job_ids is None else job.c.id.in_(job_ids)
     changed = await session.execute(
         sa.update(job)
-        .where(job.c.state == State.QUEUED)
+        .where(job.c.state == State.QUEUED, these)
         .values(next_ring_at=job.c.run_at)
         .returning(job.c.id)
     )

@@ -432,7 +432,7 @@ async def test_a_producer_without_a_bell_leaves_the_ring_to_the_relay(shop: Shop
 
 
 def relay(shop: Shop) -> Relay:
-    return Relay(uuid4(), shop.sessions, shop.redis, ("default",), 1.0)
+    return Relay(shop.sessions, shop.redis, ("default",), 1.0, set())
 
 
 async def test_a_deferred_job_is_not_rung_before_it_is_due(shop: Shop) -> None:

@@ -2,27 +2,37 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from arq.connections import ArqRedis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from structlog.testing import capture_logs
 
+from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell, job_id_of, queue_key
 from jobs._declaration import discover_jobs
 from jobs._producer import Producer
+from tests.conftest import ROOT
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage
+from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import until
 from worker import relay as relay_module
-from worker.embedded import EmbeddedValkey
+from worker.embedded import (
+    EmbeddedPostgres,
+    EmbeddedValkey,
+    embedded_postgres,
+)
+from worker.execution import Executor
 from worker.redis_pool import make_redis
-from worker.relay import Relay
+from worker.relay import MARK_KEY, Relay
+from worker.shutdown import cancel_until_done
 
 Sessions = async_sessionmaker[AsyncSession]
 NOTICED_WITHIN_S = 5.0
@@ -36,7 +46,7 @@ async def redis(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture
 def relay(sessions: Sessions, redis: ArqRedis) -> Relay:
-    return Relay(uuid4(), sessions, redis, ("default", "bulk"), 0.05)
+    return Relay(sessions, redis, ("default", "bulk"), 0.05, set())
 
 
 @pytest.fixture
@@ -57,8 +67,7 @@ async def running(relay: Relay) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await cancel_until_done(task)
 
 
 async def heard(redis: ArqRedis, queue: str = "default") -> list[tuple[UUID, int]]:
@@ -72,6 +81,22 @@ async def until_heard(redis: ArqRedis, job_id: UUID, queue: str = "default") -> 
         return job_id in {one for one, _ in await heard(redis, queue)}
 
     await until(look, "the job is rung", NOTICED_WITHIN_S)
+
+
+async def until_rung(redis: ArqRedis, job_id: UUID, number: int) -> None:
+    async def look() -> bool:
+        return (job_id, number) in await heard(redis)
+
+    await until(look, f"the job is rung {number} times", NOTICED_WITHIN_S)
+
+
+async def until_marked(redis: ArqRedis) -> None:
+    """Return once the mark is there to stay."""
+
+    async def marked() -> bool:
+        return bool(await redis.ttl(MARK_KEY) == -1)
+
+    await until(marked, "a relay has left its mark")
 
 
 async def seconds_to_next_ring(stage: Stage, job_id: UUID) -> float:
@@ -145,7 +170,7 @@ async def test_an_emptied_redis_is_noticed_and_every_queued_job_rung_again(
     async with running(relay):
         ids = {(await producer.enqueue(due)).job_id for _ in range(3)}
         await producer.enqueue(due, run_at=later)
-        await until(lambda: redis.keys("bulwark:relay:*"), "the relay has left its mark")
+        await until_marked(redis)
         await redis.flushall()
         for job_id in ids:
             await until_heard(redis, job_id)
@@ -158,9 +183,71 @@ async def test_a_redis_that_was_emptied_again_is_noticed_again(
     async with running(relay):
         job_id = (await producer.enqueue(ActOut())).job_id
         for _ in range(3):
-            await until(lambda: redis.keys("bulwark:relay:*"), "the relay has left its mark")
+            await until_marked(redis)
             await redis.flushall()
             await until_heard(redis, job_id)
+
+
+async def rung_long_ago(stage: Stage, producer: Producer, number: int) -> set[UUID]:
+    """Jobs that will not be rung again soon, since they have been waiting for long."""
+    ids = {(await producer.enqueue(ActOut())).job_id for _ in range(number)}
+    await stage.value("UPDATE bulwark.job SET next_ring_at = now() + interval '5 min'")
+    return ids
+
+
+async def test_a_relay_that_finds_a_new_redis_at_its_start_rings_every_queued_job_again(
+    stage: Stage, producer: Producer, relay: Relay, redis: ArqRedis
+) -> None:
+    ids = await rung_long_ago(stage, producer, 3)
+    await redis.flushall()
+    async with running(relay):
+        for job_id in ids:
+            await until_heard(redis, job_id)
+
+
+async def test_a_relay_that_starts_beside_others_leaves_their_rings_alone(
+    stage: Stage,
+    sessions: Sessions,
+    producer: Producer,
+    silent: Producer,
+    relay: Relay,
+    redis: ArqRedis,
+) -> None:
+    async with running(relay):
+        await until_marked(redis)
+        ids = await rung_long_ago(stage, producer, 3)
+        async with running(Relay(sessions, redis, ("default",), 0.05, set())):
+            fresh = (await silent.enqueue(ActOut())).job_id
+            await until_heard(redis, fresh)
+    assert sorted(await heard(redis)) == sorted((one, 1) for one in {fresh, *ids})
+
+
+async def test_of_several_relays_that_find_a_new_redis_one_has_all_rung_again(
+    stage: Stage, sessions: Sessions, producer: Producer, redis: ArqRedis
+) -> None:
+    ids = await rung_long_ago(stage, producer, 20)
+    await redis.flushall()
+    with capture_logs() as logs:
+        async with AsyncExitStack() as all_of_them:
+            for _ in range(4):
+                one = Relay(sessions, redis, ("default",), 0.05, set())
+                await all_of_them.enter_async_context(running(one))
+            await until_marked(redis)
+            for job_id in ids:
+                await until_heard(redis, job_id)
+    assert [line["event"] for line in logs].count("relay.rings_lost") == 1
+    assert sorted(await heard(redis)) == sorted((job_id, 2) for job_id in ids)
+
+
+async def test_what_a_relay_that_died_owed_to_a_new_redis_is_done_by_another(
+    stage: Stage, producer: Producer, relay: Relay, redis: ArqRedis
+) -> None:
+    (job_id,) = await rung_long_ago(stage, producer, 1)
+    await redis.flushall()
+    await redis.set(MARK_KEY, b"", px=100)
+    async with running(relay):
+        await until_heard(redis, job_id)
+        await until_marked(redis)
 
 
 async def test_a_redis_that_stopped_and_came_back_empty_is_rung_again(
@@ -169,7 +256,7 @@ async def test_a_redis_that_stopped_and_came_back_empty_is_rung_again(
     with capture_logs() as logs:
         async with running(relay):
             job_id = (await producer.enqueue(ActOut())).job_id
-            await until(lambda: redis.keys("bulwark:relay:*"), "the relay has left its mark")
+            await until_marked(redis)
             await asyncio.to_thread(valkey.stop)
 
             async def failed() -> bool:
@@ -194,7 +281,7 @@ async def test_rings_that_a_full_redis_refused_are_rung_once_it_takes_them(
     stage: Stage, silent: Producer, relay: Relay, redis: ArqRedis
 ) -> None:
     async with running(relay):
-        await until(lambda: redis.keys("bulwark:relay:*"), "the relay has left its mark")
+        await until_marked(redis)
         await redis.config_set("maxmemory", 1)
         job_id = (await silent.enqueue(ActOut())).job_id
 
@@ -209,10 +296,10 @@ async def test_rings_that_a_full_redis_refused_are_rung_once_it_takes_them(
 async def test_after_a_mere_error_of_redis_only_the_rings_that_it_refused_are_rung_again(
     stage: Stage, producer: Producer, silent: Producer, relay: Relay, redis: ArqRedis
 ) -> None:
-    heard_already = (await producer.enqueue(ActOut())).job_id
     with capture_logs() as logs:
         async with running(relay):
-            await until(lambda: redis.keys("bulwark:relay:*"), "the relay has left its mark")
+            await until_marked(redis)
+            heard_already = (await producer.enqueue(ActOut())).job_id
             await redis.config_set("maxmemory", 1)
             refused = (await silent.enqueue(ActOut())).job_id
 
@@ -231,7 +318,7 @@ async def test_several_relays_at_once_ring_each_job_once(
     sessions: Sessions, silent: Producer, redis: ArqRedis
 ) -> None:
     accepted = await silent.enqueue_many([ActOut() for _ in range(40)])
-    relays = [Relay(uuid4(), sessions, redis, ("default",), 1.0) for _ in range(4)]
+    relays = [Relay(sessions, redis, ("default",), 1.0, set()) for _ in range(4)]
     rung = await asyncio.gather(*(one.ring_due() for one in relays))
     numbers = [(ring.job_id, ring.number) for rings in rung for ring in rings]
     assert sorted(numbers) == sorted((one.job_id, 1) for one in accepted)
@@ -246,6 +333,7 @@ async def test_rings_of_jobs_that_have_ended_are_swept_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relay_module, "SWEEP_INTERVAL_S", 0.0)
+    await redis.set(MARK_KEY, b"")
     ended, waiting = [(await producer.enqueue(ActOut())).job_id for _ in range(2)]
     await (await bench.register()).deliver(ended)
     await redis.zadd(queue_key("default"), {"a message of somebody else": 1})
@@ -259,3 +347,75 @@ async def test_rings_of_jobs_that_have_ended_are_swept_out(
 
         await until(swept, "only the ring of the ended job is gone")
     assert await redis.exists(f"arq:job:{ended}:1") == 0
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[tuple[EmbeddedPostgres, Bench]]:
+    """A PostgreSQL of the test's own that can be stopped, and a bench on it."""
+    with embedded_postgres(durable=False) as postgres:
+        config = Config(ROOT / "alembic.ini")
+        config.attributes["database_url"] = postgres.url
+        await asyncio.to_thread(command.upgrade, config, "head")
+        engine = create_engine(
+            postgres.url, profile=PoolProfile.LIGHT, application_name="test_relay"
+        )
+        bench = Bench(make_sessions(engine), postgres.url, discover_jobs(SAMPLE_JOBS))
+        yield postgres, bench
+        await engine.dispose()
+
+
+async def heard_in_vain(postgres: EmbeddedPostgres, bench: Bench) -> tuple[Executor, UUID]:
+    """A job that is not rung again soon, and an executor that could not claim it."""
+    executor = await bench.register()
+    job_id = (await bench.producer.enqueue(ActOut())).job_id
+    async with stage_on(postgres.url) as stage:
+        await stage.value("UPDATE bulwark.job SET next_ring_at = now() + interval '5 min'")
+    await asyncio.to_thread(postgres.stop)
+    await executor.deliver(job_id)
+    return executor, job_id
+
+
+async def test_a_ring_heard_while_postgresql_is_away_is_rung_again_when_it_is_back(
+    away: tuple[EmbeddedPostgres, Bench], redis: ArqRedis
+) -> None:
+    postgres, bench = away
+    await redis.set(MARK_KEY, b"")
+    executor, job_id = await heard_in_vain(postgres, bench)
+    relay = Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed)
+    async with running(relay):
+        await asyncio.to_thread(postgres.start)
+        await until_heard(redis, job_id)
+    assert executor.unclaimed == set()
+    row = await bench.job(job_id)
+    assert (row.state, row.attempt, row.crashes) == ("queued", 0, 0)
+
+
+async def test_a_ring_heard_in_vain_by_a_worker_that_stops_is_rung_again_by_another(
+    away: tuple[EmbeddedPostgres, Bench], redis: ArqRedis
+) -> None:
+    postgres, bench = away
+    await redis.set(MARK_KEY, b"")
+    executor, job_id = await heard_in_vain(postgres, bench)
+    await Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over()
+    await asyncio.to_thread(postgres.start)
+    async with running(Relay(bench.sessions, redis, ("default",), 0.05, set())):
+        await until_heard(redis, job_id)
+
+
+async def test_a_ring_that_comes_to_a_worker_that_stops_is_left_to_the_others(
+    stage: Stage,
+    bench: Bench,
+    producer: Producer,
+    redis: ArqRedis,
+    relay: Relay,
+    sessions: Sessions,
+) -> None:
+    async with running(relay):
+        await until_marked(redis)
+        (job_id,) = await rung_long_ago(stage, producer, 1)
+        executor = await bench.register()
+        executor.stop()
+        await executor.deliver(job_id)
+        await Relay(sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over()
+        await until_rung(redis, job_id, 2)
+    assert await redis.exists(MARK_KEY)

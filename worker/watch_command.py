@@ -26,7 +26,7 @@ from worker.exit_codes import BadInput, ExitCode, explain
 from worker.import_command import Import, check_wishes, submit
 from worker.settings import Settings
 from worker.shutdown import cancel_until_done
-from worker.watched_folder import FolderAway, Taken, WatchedFolder
+from worker.watched_folder import FolderAway, NotTaken, Taken, WatchedFolder, readable
 
 _FAILED = (State.FAILED, State.CANCELLED)
 
@@ -35,13 +35,15 @@ _FAILED = (State.FAILED, State.CANCELLED)
 class Told:
     """What became of one file: a job, or the reason why there is none.
 
-    `created` is false when the file led to a job that was there before.
+    `created` is false when the file led to a job that was there before, `left` is true when it
+    could not be taken and lies where it was.
     """
 
     file: str
     job_id: UUID | None = None
     created: bool = False
     reason: str | None = None
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class _Watcher:
         self._tell = tell
         self._remark = remark
         self._away = False
+        self._stuck: set[str] = set()
         self.failed = 0
 
     async def run(self) -> None:
@@ -140,10 +143,15 @@ class _Watcher:
         with closing(self._folder.left()) as left:
             for taken in left:
                 await self._import(sessions, taken)
-        for name in self._folder.settled():
-            with self._folder.take(name, new_job_id()) as mine:
-                if mine is not None:
-                    await self._import(sessions, mine)
+        settled = self._folder.settled()
+        self._stuck.intersection_update(settled)
+        for name in settled:
+            try:
+                with self._folder.take(name, new_job_id()) as mine:
+                    if mine is not None:
+                        await self._import(sessions, mine)
+            except NotTaken as error:
+                self._leave(name, str(error))
 
     async def _import(self, sessions: Sessions, taken: Taken) -> None:
         try:
@@ -155,6 +163,13 @@ class _Watcher:
         else:
             self._folder.accept(taken)
             self._tell(Told(taken.name, accepted.job_id, accepted.job_id == taken.job_id))
+
+    def _leave(self, name: str, reason: str) -> None:
+        """Tell of a file that stays where it is, but not at every look."""
+        if name not in self._stuck:
+            self._stuck.add(name)
+            self.failed += 1
+            self._tell(Told(readable(name), reason=reason, left=True))
 
     def _put_aside(self, taken: Taken, reason: str) -> None:
         if not taken.path.exists():
@@ -222,6 +237,8 @@ def tell_file(told: Told, *, as_json: bool) -> None:
     """Say what became of a file, in one line."""
     if as_json:
         typer.echo(to_json(vars(told)))
+    elif told.left:
+        say(f"{told.file} is left where it is: {told.reason}")
     elif told.job_id is None:
         say(f"{told.file} is put aside: {told.reason}")
     elif told.created:

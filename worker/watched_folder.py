@@ -31,6 +31,10 @@ class FolderAway(BadInput):
     """A watched folder cannot be used, for now or at all."""
 
 
+class NotTaken(BadInput):
+    """One file cannot be moved, for now or at all; it stays where it is."""
+
+
 class Look(NamedTuple):
     """What a file looked like; one that is written to does not look the same for long."""
 
@@ -48,8 +52,12 @@ class Taken:
 
     @property
     def name(self) -> str:
-        """The file's name, also where it is no valid text."""
-        return os.fsencode(self.path.name).decode(errors="replace")
+        return readable(self.path.name)
+
+
+def readable(name: str) -> str:
+    """A file's name, also where it is no valid text."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 class WatchedFolder:
@@ -85,17 +93,32 @@ class WatchedFolder:
 
     @contextmanager
     def take(self, name: str, job_id: UUID) -> Iterator[Taken | None]:
-        """Take a file and hold it; None when another watcher was faster."""
+        """Take a file and hold it; None when another watcher was faster.
+
+        Raises NotTaken when only this file cannot be moved: in a sticky folder, that of others.
+        """
         home = self.path / TAKEN / str(job_id)
-        taken = Taken(job_id, home / name)
         with _using(self.path):
             home.mkdir()
         with _held(home):
-            with _using(self.path), suppress(FileNotFoundError):
-                (self.path / name).rename(taken.path)
-            # over a network a rename that was done may be told as failed
-            yield taken if taken.path.exists() else None
-            _remove_if_empty(home)
+            try:
+                yield self._move_home(Taken(job_id, home / name))
+            finally:
+                _remove_if_empty(home)
+
+    def _move_home(self, taken: Taken) -> Taken | None:
+        refusal = None
+        try:
+            (self.path / taken.path.name).rename(taken.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            refusal = error.strerror
+        if _files(taken.path.parent):  # over a network a rename that was done may be told as failed
+            return taken
+        if refusal is not None:
+            raise NotTaken(f"The file cannot be moved: {refusal}.")
+        return None
 
     def left(self) -> Generator[Taken]:
         """Files that were taken and that nobody is at work on; each is held while it is out."""

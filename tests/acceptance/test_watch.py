@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.deep_folder import LONG_NAME, deep_folder
 from tests.workers import ROOT, environment, until
 from worker.watched_folder import ACCEPTED, FAILED, TAKEN
 
@@ -171,6 +172,27 @@ async def test_a_bad_file_is_put_aside_with_its_reason_and_stops_no_other(
         "bad.csv",
         "damaged.csv.gz",
     ]
+
+
+async def test_a_file_that_cannot_be_moved_is_told_once_and_stops_no_other(
+    watch: Watch, folder: Path, connection: asyncpg.Connection
+) -> None:
+    folder = deep_folder(folder)
+    drop(folder, LONG_NAME, "name\nRed\n")
+    watcher = watch("--watch", str(folder))
+    await until(lambda: has_told(watcher, 1), "the file is told")
+    for number in range(3):  # looks that find it again
+        drop(folder, f"{number}.csv", f"name\nTeam {number}\n")
+        await accepted(folder, f"{number}.csv")
+
+    told = watcher.told()
+    assert [one["file"] for one in told] == [LONG_NAME, "0.csv", "1.csv", "2.csv"]
+    assert [one["left"] for one in told] == [True, False, False, False]
+    assert "cannot be moved" in told[0]["reason"]
+    assert len(await jobs(connection)) == 3
+    assert (folder / LONG_NAME).exists()
+    assert watcher.end() == 0
+    assert watcher.errors.read_text() == ""
 
 
 async def test_a_file_is_not_taken_while_it_is_written(

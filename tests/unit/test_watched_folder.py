@@ -7,7 +7,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from worker.watched_folder import ACCEPTED, FAILED, TAKEN, FolderAway, Taken, WatchedFolder
+from tests.deep_folder import LONG_NAME, deep_folder
+from worker.watched_folder import (
+    ACCEPTED,
+    FAILED,
+    TAKEN,
+    FolderAway,
+    NotTaken,
+    Taken,
+    WatchedFolder,
+)
 
 
 @pytest.fixture
@@ -146,6 +155,18 @@ def test_a_file_that_fails_has_its_reason_beside_it(folder: WatchedFolder) -> No
 
     failed = {one.name: one.read_text() for one in (folder.path / FAILED).iterdir()}
     assert failed == {"a.csv": "name\nRed\n", "a.csv.reason": "It is wrong.\n"}
+
+
+def test_a_file_that_alone_cannot_be_moved_is_not_taken_and_stays(tmp_path: Path) -> None:
+    folder = WatchedFolder(deep_folder(tmp_path))
+    folder.prepare()
+    path = drop(folder, LONG_NAME)
+    with pytest.raises(NotTaken, match="cannot be moved: File name too long"):
+        take(folder, path.name)
+
+    assert path.exists()
+    assert list((folder.path / TAKEN).iterdir()) == []
+    assert take(folder, drop(folder, "b.csv").name).name == "b.csv"
 
 
 def test_what_another_has_moved_meanwhile_leaves_no_trace(folder: WatchedFolder) -> None:

@@ -13,11 +13,10 @@ from redis.exceptions import RedisError
 
 from db.errors import BulwarkError
 from worker.ear import Ear, Message
+from worker.outage import Outage
 
 CLOSE_TIMEOUT_S = 6.0
 """For deliveries that do not end when they are cancelled; to give one back takes 5 s at most."""
-REDIS_WAIT_S = 0.5
-"""How long to wait between two tries to reach a Redis that is away."""
 NEEDED_OF_ARQ = ("main", "async_run", "close", "_poll_iteration")
 log = structlog.get_logger("bulwark.worker")
 
@@ -52,7 +51,7 @@ class ArqWorker(arq.worker.Worker):
         self._carry_out = carry_out
         self._running: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
-        self._redis_is_away = False
+        self._outage = Outage(log, "worker.redis_lost", "worker.redis_back")
 
     async def _poll_iteration(self) -> None:
         """Called by arq again and again: start what is due, or wait until something changes."""
@@ -65,13 +64,13 @@ class ArqWorker(arq.worker.Worker):
             if await self._start_due(free) < free:
                 await self._ear.wait()
         except (RedisError, OSError) as error:
-            self._say_that_redis_is_away(error)
+            wait_s = self._outage.fail(str(error), remedy="running jobs go on")
             await self._ear.drop_connections()
-            await asyncio.sleep(REDIS_WAIT_S)  # nothing tells that Redis is back
+            await asyncio.sleep(wait_s)  # nothing tells that Redis is back
 
     async def _start_due(self, most: int) -> int:
         messages = await self._ear.claim(most)
-        self._say_that_redis_is_back()
+        self._outage.end()
         for message in messages:
             task = asyncio.ensure_future(self._carry_out(message))
             self._running.add(task)
@@ -83,16 +82,6 @@ class ArqWorker(arq.worker.Worker):
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("delivery.failed", exc_info=error)
-
-    def _say_that_redis_is_away(self, error: Exception) -> None:
-        if not self._redis_is_away:
-            log.warning("worker.redis_lost", reason=str(error), remedy="running jobs go on")
-        self._redis_is_away = True
-
-    def _say_that_redis_is_back(self) -> None:
-        if self._redis_is_away:
-            log.info("worker.redis_back")
-        self._redis_is_away = False
 
     async def close(self) -> None:
         """Let deliveries come to their end, then close; Redis, which may be away, is not asked."""

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from db.engine import make_sessions
 from db.ledger import worker
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import transaction
+from db.transaction import look
+from worker.outage import Outage
 
 OVERRUN_GRACE_S = 30.0
 EXIT_OVERRUN = 70
@@ -39,6 +40,7 @@ class Liveness:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._retiring = threading.Event()
+        self._outage = Outage(log, "beat.missed", "beat.back", worker=str(worker_id))
         self._thread = threading.Thread(target=self._run, name="bulwark-beat", daemon=True)
 
     def start(self) -> None:
@@ -87,26 +89,25 @@ class Liveness:
         try:
             while not self._stopping.is_set():
                 self._end_overrun()
+                wait_s = self._interval_s
                 try:
                     async with asyncio.timeout(self._interval_s):
                         alive = await self._beat(engine)
                 except (TimeoutError, *DATABASE_ERRORS) as error:
-                    log.warning("beat.missed", worker=str(self._worker_id), reason=describe(error))
+                    wait_s = min(wait_s, self._outage.fail(describe(error)))
                 else:
+                    self._outage.end()
                     if not alive and not self._retiring.is_set():
                         self._start_anew()
-                await asyncio.to_thread(self._stopping.wait, self._interval_s)
+                await asyncio.to_thread(self._stopping.wait, wait_s)
         finally:
             await engine.dispose()
 
     async def _beat(self, engine: AsyncEngine) -> bool:
         with self._lock:
             claims = list(self._deadlines)
-        return await transaction(
-            make_sessions(engine),
-            lambda session: worker.beat(session, self._worker_id, claims),
-            name="worker.beat",
-            receipted=True,
+        return await look(  # a statement that commits itself, and may be repeated
+            make_sessions(engine), lambda session: worker.beat(session, self._worker_id, claims)
         )
 
     def _end_overrun(self) -> None:

@@ -15,6 +15,7 @@ from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import look, transaction
 from jobs._bell import Bell, job_id_of
+from worker.outage import Outage
 
 BATCH = 1000
 MARK_KEY = "bulwark:relay:mark"
@@ -52,20 +53,24 @@ class Relay:
         self._owes_all = False
         self._unrung: list[Ring] = []
         self._swept_s = time.monotonic()
+        self._redis_outage = Outage(log, "relay.failed", "relay.back", server="redis")
+        self._postgres_outage = Outage(log, "relay.failed", "relay.back", server="postgresql")
 
     async def run_forever(self) -> None:
         """Ring until cancelled; while PostgreSQL or Redis is away, say so and try again."""
         while True:
-            wait_s = self._interval_s
             try:
                 await self._notice_new_redis()
                 await self._ring_unrung()
                 wait_s = await self._ring_until_none_is_due()
                 await self._sweep_now_and_then()
             except RedisError as error:
-                log.warning("relay.failed", server="redis", reason=str(error))
+                wait_s = self._redis_outage.fail(str(error))
             except DATABASE_ERRORS as error:
-                log.warning("relay.failed", server="postgresql", reason=describe(error))
+                wait_s = self._postgres_outage.fail(describe(error))
+            else:
+                self._redis_outage.end()
+                self._postgres_outage.end()
             await asyncio.sleep(wait_s)  # a time that comes gives no sign, nor does a lost ring
 
     async def hand_over(self) -> None:

@@ -19,6 +19,7 @@ from db.ledger.take_back import TakenBack
 from db.ledger.worker import LostWorker
 from db.retry import DATABASE_ERRORS, describe, sqlstate
 from db.transaction import look, transaction
+from worker.outage import Outage
 
 INTERVAL_S = 1.5
 GAP_PART = 3
@@ -58,6 +59,8 @@ class Rescue:
         self._gap_s = max(2 * INTERVAL_S, lost_after_s / GAP_PART)
         self._heard_s = now_s()
         self._quiet_until_s = 0.0
+        self._outage = Outage(log, "rescue.failed", "rescue.back")
+        self._untidy: dict[str, Outage] = {}
 
     async def run_forever(self) -> None:
         """Look after the others, and beside it keep the ledger tidy, until cancelled."""
@@ -96,12 +99,16 @@ class Rescue:
             try:
                 await self.look_round()
             except (Locked, *DATABASE_ERRORS) as error:
-                log.warning("rescue.failed", reason=describe(error))
-            await asyncio.sleep(INTERVAL_S)  # a silent worker gives no sign to wait for
+                wait_s = self._outage.fail(describe(error))
+                await asyncio.sleep(wait_s)  # nothing tells that PostgreSQL is back
+            else:
+                self._outage.end()
+                await asyncio.sleep(INTERVAL_S)  # a silent worker gives no sign to wait for
 
     async def _tidy_forever(self) -> None:
         while True:
-            await self.tidy()
+            if not self._outage.lasts:
+                await self.tidy()
             await asyncio.sleep(TIDY_INTERVAL_S)  # nobody waits for what is tidied away
 
     async def _do(self, work: Work[T]) -> T:
@@ -171,6 +178,9 @@ class Rescue:
 
     async def _tidy(self, what: str, batch: Work[int]) -> None:
         """Do one kind of tidying, in batches of TIDY_BATCH until there is no full one."""
+        outage = self._untidy.setdefault(
+            what, Outage(log, "rescue.not_tidied", "rescue.tidied", what=what)
+        )
         try:
             while (
                 await transaction(self._sessions, _bounded(batch), name="tidy", receipted=True)
@@ -178,7 +188,9 @@ class Rescue:
             ):
                 pass
         except (Locked, *DATABASE_ERRORS) as error:
-            log.warning("rescue.not_tidied", what=what, reason=describe(error))
+            outage.fail(describe(error))
+        else:
+            outage.end()
 
 
 def now_s() -> float:

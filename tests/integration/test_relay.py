@@ -293,6 +293,28 @@ async def test_rings_that_a_full_redis_refused_are_rung_once_it_takes_them(
         await until_heard(redis, job_id)
 
 
+async def test_a_redis_that_refuses_again_and_again_is_told_once(
+    silent: Producer, relay: Relay, redis: ArqRedis
+) -> None:
+    async def refused_often() -> bool:
+        refusals = (await redis.info("errorstats")).get("errorstat_OOM", {"count": 0})
+        return bool(refusals["count"] >= 3)
+
+    async def back() -> bool:
+        return any(line["event"] == "relay.back" for line in logs)
+
+    with capture_logs() as logs:
+        async with running(relay):
+            await until_marked(redis)
+            await redis.config_set("maxmemory", 1)
+            await silent.enqueue(ActOut())
+            await until(refused_often, "Redis has refused three times")
+            await redis.config_set("maxmemory", 0)
+            await until(back, "the relay says that Redis is back")
+    told = [line["event"] for line in logs]
+    assert (told.count("relay.failed"), told.count("relay.back")) == (1, 1)
+
+
 async def test_after_a_mere_error_of_redis_only_the_rings_that_it_refused_are_rung_again(
     stage: Stage, producer: Producer, silent: Producer, relay: Relay, redis: ArqRedis
 ) -> None:

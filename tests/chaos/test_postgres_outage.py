@@ -1,0 +1,55 @@
+"""PostgreSQL goes away and comes back while a worker has nothing to do."""
+
+import asyncio
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from db.migrations import upgrade
+from tests.workers import WorkerProcess, environment, until, workers
+from worker.embedded import embedded_postgres
+
+PARTS = {
+    "relay.failed": "relay.back",
+    "rescue.failed": "rescue.back",
+    "beat.missed": "beat.back",
+}
+
+
+def events(worker: WorkerProcess) -> list[str]:
+    found = []
+    for line in worker.log.read_text().splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line)["event"])
+    return found
+
+
+async def until_said(worker: WorkerProcess, *wanted: str) -> None:
+    async def said() -> bool:
+        return set(wanted) <= set(events(worker))
+
+    await until(said, f"the worker has said {wanted}")
+
+
+async def test_each_part_of_a_worker_says_once_that_postgresql_is_away_and_once_that_it_is_back(
+    redis_url: str, tmp_path: Path
+) -> None:
+    with embedded_postgres(durable=False) as postgres, workers(tmp_path) as start:
+        await asyncio.to_thread(upgrade, postgres.url)
+        worker = start(
+            environment(
+                postgres.url,
+                redis_url,
+                beat_interval_s="0.1",
+                relay_interval_s="0.1",
+                log_format="json",
+            )
+        )
+        await until_said(worker, "worker.started")
+        await asyncio.to_thread(postgres.stop)
+        await until_said(worker, *PARTS)
+        await asyncio.to_thread(postgres.start)
+        await until_said(worker, *PARTS.values())
+        told = events(worker)
+        assert [told.count(one) for one in (*PARTS, *PARTS.values())] == [1] * 6
+        assert await asyncio.to_thread(worker.terminate) == 0

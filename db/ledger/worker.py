@@ -59,19 +59,20 @@ async def register(
     )
 
 
+_BEAT = sa.text(
+    """
+    UPDATE bulwark.worker
+       SET previous_seen_at = seen_at, previous_claims = claims, seen_at = clock_timestamp(),
+           claims = :claims
+     WHERE id = :id AND ended_at IS NULL
+    RETURNING id
+    """
+).bindparams(sa.bindparam("claims", type_=ARRAY(sa.Uuid)))
+
+
 async def beat(session: AsyncSession, worker_id: UUID, claims: Collection[UUID]) -> bool:
     """Say that the worker lives and which claims it holds; false when it was declared lost."""
-    seen = await session.execute(
-        sa.update(worker)
-        .where(worker.c.id == worker_id, worker.c.ended_at.is_(None))
-        .values(
-            previous_seen_at=worker.c.seen_at,
-            previous_claims=worker.c.claims,
-            seen_at=sa.func.clock_timestamp(),
-            claims=list(claims),
-        )
-        .returning(worker.c.id)
-    )
+    seen = await session.execute(_BEAT, {"id": worker_id, "claims": list(claims)})
     return seen.one_or_none() is not None
 
 

@@ -18,11 +18,10 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell, job_id_of, queue_key
 from jobs._declaration import discover_jobs
 from jobs._producer import Producer
-from tests.conftest import ROOT
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
-from tests.workers import until
+from tests.workers import ROOT, until
 from worker import relay as relay_module
 from worker.embedded import (
     EmbeddedPostgres,

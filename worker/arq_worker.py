@@ -65,7 +65,6 @@ class ArqWorker(arq.worker.Worker):
                 await self._ear.wait()
         except (RedisError, OSError) as error:
             wait_s = self._outage.fail(str(error), remedy="running jobs go on")
-            await self._ear.drop_connections()
             await asyncio.sleep(wait_s)  # nothing tells that Redis is back
 
     async def _start_due(self, most: int) -> int:

@@ -90,7 +90,11 @@ class Message:
 
 
 class Ear:
-    """Hears several queues through one Redis; `waiting` is a client that may block for long."""
+    """Hears several queues through `waiting`, a client of its own that may block for long.
+
+    That one is never in use twice at a time, so it has one connection, which is replaced as soon
+    as it is lost. `redis` may be shared.
+    """
 
     def __init__(
         self, redis: Redis, waiting: Redis, queues: Sequence[str], poll_interval_s: float
@@ -100,7 +104,7 @@ class Ear:
         self._poll_interval_s = poll_interval_s
         self._names = {queue_key(queue).encode(): queue for queue in queues}
         self._turns = deque(queues)
-        self._claim = redis.register_script(CLAIM)
+        self._claim = waiting.register_script(CLAIM)
 
     async def claim(self, most: int) -> list[Message]:
         """Take what is due, at most so much, from the queues in turn, in one call.
@@ -147,11 +151,6 @@ class Ear:
             )
             await pipe.execute()
 
-    async def drop_connections(self) -> None:
-        """Drop connections that are not in use: where one is dead, the others may be, unnoticed."""
-        for client in (self._redis, self._waiting):
-            await client.connection_pool.disconnect(inuse_connections=False)
-
     async def close(self) -> None:
-        """Let go of the connection on which it waits."""
+        """Let go of the connection through which it hears."""
         await self._waiting.aclose(close_connection_pool=True)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs import Producer, discover_jobs
@@ -163,3 +164,20 @@ async def test_twelve_of_twelve_busy_workers_end_well_though_redis_dies_on_half_
     for job_id in ids:
         assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
     assert await stage.notes() == ["chunk 1"] * len(ids)
+
+
+async def test_a_worker_outlives_a_redis_that_is_a_replica_for_a_while(
+    database_url: str, stage: Stage, valkey: EmbeddedValkey, start: Start, producer: Producer
+) -> None:
+    worker = start(environment(database_url, valkey.url, **SETTINGS))
+    await until_said(worker, "worker.started")
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.replicaof("127.0.0.1", "1")
+        await until_said(worker, "worker.redis_lost")
+        await until_said(worker, "relay.failed", 10)
+        await redis.replicaof("NO", "ONE")
+    await until_said(worker, "worker.redis_back")
+    await stage.becomes((await producer.enqueue(ActOut())).job_id, "succeeded")
+    told = events(worker)
+    assert told.count("worker.redis_lost") == told.count("worker.redis_back") == 1
+    assert worker.terminate() == 0

@@ -7,13 +7,17 @@ from uuid import uuid4
 import pytest
 from arq.connections import ArqRedis
 from arq.utils import timestamp_ms
-from redis.exceptions import WatchError
+from redis.exceptions import ReadOnlyError, WatchError
 
 from db.ledger.job import Ring
 from jobs._bell import Bell, arq_id, queue_key, wake_key
-from tests.arq_side import hearing
+from tests.arq_side import POLL_INTERVAL_S, hearing, running
 from tests.workers import until
-from worker.ear import LEASE_MS, Ear
+from worker import arq_worker
+from worker.arq_worker import ArqWorker
+from worker.ear import LEASE_MS, Ear, Message
+from worker.embedded import EmbeddedValkey
+from worker.redis_pool import make_redis
 
 
 @pytest.fixture
@@ -172,3 +176,29 @@ async def test_a_stock_worker_that_is_about_to_take_a_ring_notices_that_it_was_h
         pipe.set("stock worker took it", timestamp_ms())
         with pytest.raises(WatchError):
             await pipe.execute()
+
+
+async def test_an_ear_to_which_redis_only_answers_errors_leaves_the_connections_of_others_alone(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a replica does after a fail-over; the relay shares the worker's other client."""
+    monkeypatch.setattr(arq_worker, "REDIS_WAIT_S", 0)
+    shared, waiting = (make_redis(valkey.url, 5.0) for _ in range(2))
+    ear = Ear(shared, waiting, ["default"], POLL_INTERVAL_S)
+    worker = ArqWorker(ear, unheard, ["act_out"], redis_pool=shared, max_jobs=1)
+
+    async def errors() -> int:
+        return int((await shared.info("errorstats"))["errorstat_READONLY"]["count"])
+
+    await shared.replicaof("127.0.0.1", "1")
+    async with running(worker):
+        for _ in range(300):
+            answers = await asyncio.gather(
+                *(shared.set("mark", b"1") for _ in range(5)), return_exceptions=True
+            )
+            assert {type(answer) for answer in answers} == {ReadOnlyError}
+        assert await errors() > 1510, "the worker has not tried"
+
+
+async def unheard(message: Message) -> None:
+    raise AssertionError(f"{message} was heard")

@@ -29,8 +29,10 @@ from worker.redis_pool import Doorkeeper, make_redis, require_lasting
 from worker.relay import Relay
 from worker.rescue import Rescue
 from worker.settings import Settings, load_settings
-from worker.shutdown import Shutdown, cancel_until_done
+from worker.shutdown import Lines, Shutdown, cancel_until_done, ended_beside
 
+SIGN_OFF_WITHIN_S = 4.0
+"""How long PostgreSQL may take to answer an ending worker, from when its jobs are given back."""
 log = structlog.get_logger("bulwark.worker")
 
 
@@ -98,12 +100,14 @@ class Process:
     jobs: Jobs
     worker_id: UUID = field(default_factory=uuid4)
     _engine: AsyncEngine | None = None
+    _lines: Lines | None = None
     _liveness: Liveness | None = None
     _executor: Executor | None = None
     _delivery: Delivery | None = None
     _relay: Relay | None = None
     _shutdown: Shutdown | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _sign_off_by_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Make what talks to Redis; nothing is opened yet."""
@@ -145,6 +149,7 @@ class Process:
         self._listen()
         await require_lasting(self._redis)
         self._engine = self.make_engine(self.settings.pool_profile)
+        self._lines = Lines(self._engine)
         await require_head(self._engine)
         sessions = make_sessions(self._engine)
         await self._register(sessions)
@@ -205,9 +210,15 @@ class Process:
             self._shutdown.watch(task)
 
     def give_back(self) -> None:
-        """Let no job run any longer; those that do are given back."""
+        """Let no job run any longer; those that do are given back. From here on it is urgent."""
+        loop = asyncio.get_running_loop()
+        self._sign_off_by_s = loop.time() + SIGN_OFF_WITHIN_S
+        if self._lines is not None:
+            loop.call_at(self._sign_off_by_s, self._lines.cut)
         if self._executor is not None:
             self._executor.stop()
+        for task in self._tasks:
+            task.cancel()
 
     async def stop(self) -> None:
         """End what was started, in the opposite order.
@@ -220,8 +231,7 @@ class Process:
         if self._relay is not None:
             await self._relay.hand_over()
         if self._liveness is not None:
-            await asyncio.to_thread(self._liveness.stop)
-            await self._deregister()
+            await self._sign_off(self._liveness)
         if self._engine is not None:
             await self._engine.dispose()
         log.info("worker.stopped", worker=str(self.worker_id))
@@ -230,17 +240,24 @@ class Process:
             if self._shutdown.failure is not None:
                 raise self._shutdown.failure
 
+    async def _sign_off(self, liveness: Liveness) -> None:
+        """Beat no more and say so; a PostgreSQL that does not answer is not waited for."""
+        liveness.retire()
+        try:
+            async with asyncio.timeout_at(self._sign_off_by_s):
+                await ended_beside(liveness.stop)
+                await self._deregister()
+        except (TimeoutError, *DATABASE_ERRORS) as error:
+            log.warning("worker.not_deregistered", reason=describe(error))
+
     async def _deregister(self) -> None:
         assert self._engine is not None
-        try:
-            await transaction(
-                make_sessions(self._engine),
-                lambda session: worker.deregister(session, self.worker_id),
-                name="worker.deregister",
-                receipted=True,
-            )
-        except DATABASE_ERRORS as error:
-            log.warning("worker.not_deregistered", reason=describe(error))
+        await transaction(
+            make_sessions(self._engine),
+            lambda session: worker.deregister(session, self.worker_id),
+            name="worker.deregister",
+            receipted=True,
+        )
 
 
 async def require_head(engine: AsyncEngine) -> None:

@@ -6,10 +6,17 @@ cancellation (asyncio.timeout(0) around a read, seen with 5.3.1), after which ar
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
+import asyncpg
 import structlog
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.execution import Executor
 
@@ -22,6 +29,42 @@ async def cancel_until_done(task: asyncio.Task[Any]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=CANCEL_INTERVAL_S)
+
+
+async def ended_beside(work: Callable[[], None]) -> None:
+    """Return when work that blocks has ended; unlike with asyncio.to_thread, who gives up may go.
+
+    The interpreter does not wait for its thread either.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def run() -> None:
+        work()
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(ended.set)
+
+    threading.Thread(target=run, daemon=True).start()
+    await ended.wait()
+
+
+class Lines:
+    """The connections of an engine, to be cut when PostgreSQL does not answer any more.
+
+    To cancel a statement, or to close a connection, asyncpg asks the server, and waits for it.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._open: WeakSet[asyncpg.Connection] = WeakSet()
+        event.listen(engine.sync_engine, "connect", self._note)
+
+    def _note(self, connection: Any, _: ConnectionPoolEntry) -> None:
+        self._open.add(connection.driver_connection)
+
+    def cut(self) -> None:
+        """End every wait for an answer; PostgreSQL rolls back what was open."""
+        for connection in list(self._open):
+            connection.terminate()
 
 
 class Shutdown:

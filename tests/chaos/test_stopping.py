@@ -1,0 +1,92 @@
+"""Workers told to stop end in time and with 0, whatever the servers do and however often told."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+from db.migrations import upgrade
+from jobs import Producer, discover_jobs
+from tests.sample_jobs.write_notes import WriteNotes
+from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.workers import Start, WorkerProcess, environment, until
+from worker.embedded import EmbeddedPostgres, embedded_postgres
+
+GRACE_S = 1.0
+GIVING_BACK_S = 7.0
+MARGIN_S = 2.0
+SETTINGS = {
+    "job_modules": ",".join(SAMPLE_JOBS),
+    "beat_interval_s": "1",
+    "relay_interval_s": "0.1",
+    "shutdown_grace_s": str(GRACE_S),
+    "log_format": "json",
+}
+
+
+@pytest.fixture
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """One of the test's own, to be frozen."""
+    with embedded_postgres(durable=False) as postgres:
+        upgrade(postgres.url)
+        yield postgres
+
+
+@pytest.fixture
+async def its_stage(postgres: EmbeddedPostgres) -> AsyncIterator[Stage]:
+    async with stage_on(postgres.url) as stage:
+        yield stage
+
+
+@contextmanager
+def frozen(postgres: EmbeddedPostgres) -> Iterator[None]:
+    """Let the server accept connections and answer nothing while the block lasts."""
+    server = psutil.Process(postgres.pid)
+    server.suspend()  # before its children are counted, of which it makes more
+    children = server.children(recursive=True)
+    for one in children:
+        one.suspend()
+    try:
+        yield
+    finally:
+        for one in [server, *children]:
+            one.resume()
+
+
+async def until_said(worker: WorkerProcess, event: str) -> None:
+    async def said() -> bool:
+        return event in {line["event"] for line in worker.events()}
+
+    await until(said, f"the worker has said {event}")
+
+
+async def accept(postgres: EmbeddedPostgres, payload: WriteNotes) -> None:
+    engine = create_async_engine(postgres.url)
+    await Producer(async_sessionmaker(engine), discover_jobs(SAMPLE_JOBS)).enqueue(payload)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_worker_whose_postgresql_is_frozen_ends_in_time(
+    postgres: EmbeddedPostgres,
+    its_stage: Stage,
+    redis_url: str,
+    start: Start,
+    *,
+    busy: bool,
+) -> None:
+    worker = start(environment(postgres.url, redis_url, **SETTINGS))
+    await until_said(worker, "worker.started")
+    if busy:
+        await its_stage.close_gate()
+        await accept(postgres, WriteNotes(chunks=2, gate_before=2))
+        await its_stage.somebody_at_gate()
+    with frozen(postgres):
+        await until_said(worker, "beat.missed")
+        told_s = time.monotonic()
+        assert await asyncio.to_thread(worker.terminate, 60) == 0
+        assert time.monotonic() - told_s < GRACE_S + GIVING_BACK_S + MARGIN_S

@@ -5,18 +5,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
+import sqlalchemy as sa
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger import parked
-from db.ledger.job import RING_AGAIN
+from db.ledger.job import RING_AGAIN, job
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import transaction
+from db.transaction import look, transaction
 from jobs._adoption import adopt_message, printable
 from jobs._bell import job_id_of, kind_of
 from jobs._errors import Unadoptable
-from worker.ear import Ear, Message
+from worker.ear import Ear, Message, Owner
 from worker.execution import Executor
 
 T = TypeVar("T")
@@ -62,6 +63,8 @@ class Delivery:
         return job_id
 
     async def _adopt_or_park(self, message: Message, arq_id: str) -> UUID | None:
+        if message.owner is Owner.LIKE_OURS and await self._is_job(job_id_of(arq_id)):
+            return self._heard(message)
         try:
             job_id = await self._do(
                 lambda session: adopt_message(
@@ -73,6 +76,11 @@ class Delivery:
             return None
         log.info("message.adopted", job=str(job_id), arq_id=arq_id, queue=message.queue)
         return job_id
+
+    async def _is_job(self, job_id: UUID) -> bool:
+        query = sa.select(job.c.id).where(job.c.id == job_id)
+        found = await look(self.executor.sessions, lambda session: session.scalar(query))
+        return found is not None
 
     async def _park(self, message: Message, arq_id: str, why: Unadoptable) -> None:
         kind = None if why.kind is None else printable(why.kind.encode(errors="backslashreplace"))

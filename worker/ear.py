@@ -1,44 +1,77 @@
 """The other end of the bell: a worker hears what is due in its queues, without polling."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
+import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
-from jobs._bell import WAKE_EXPIRES_MS, queue_key, wake_key
+from db.ledger.job import PRIORITY_LIMIT
+from jobs._bell import PRIORITY_STEP_MS, WAKE_EXPIRES_MS, queue_key, wake_key
 
 LEASE_MS = 60_000
 """How long a message of somebody else's is ours alone, while it is made a job."""
 UUID_PATTERN = "%-".join("%x" * digits for digits in (8, 4, 4, 4, 12))
 OUR_ID = f"^{UUID_PATTERN}:%d+$"
-OUR_MESSAGE = '^\1{"t":null,"f":"[^"]*","a":%[%],"k":{},"et":%d+}$'
+OUR_MESSAGE = '^\1{"t":null,"f":"[^"]*","a":%[%],"k":{},"et":(%d+)}$'
+MOST_STEPS = 2 * PRIORITY_LIMIT + 1
+log = structlog.get_logger("bulwark.ear")
+
+# What a key holds; of a type that no message has it is given as Redis would dump it.
+CONTENT = """
+local function content_of(key)
+  local content = redis.pcall('GET', key)
+  if type(content) == 'table' then content = redis.call('DUMP', key) end
+  return content
+end
+"""
 
 # KEYS: of each queue the sorted set and the wake-up list. What is due is taken from each queue in
 # turn; what another worker has in progress is passed over. A ring of ours is taken out at once,
 # with a touch that makes a stock worker's optimistic lock on it fail; a message of somebody else
-# stays, leased, until PostgreSQL holds it. A queue that is not empty now wakes the next worker.
-CLAIM = """
+# stays, leased, until PostgreSQL holds it. A ring is known by its score, which lies whole steps of
+# priority before its time: a plain client can make its id and its message, but not all three. A
+# queue that is not empty now wakes the next worker; one that cannot be read stops no other.
+CLAIM = (
+    CONTENT
+    + """
 local now, free, lease_ms, wake_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local our_id, our_message = ARGV[5], ARGV[6]
-local message, in_progress, retry = ARGV[7], ARGV[8], ARGV[9]
+local our_id, our_message, step_ms, most_steps = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local message, in_progress, retry = ARGV[9], ARGV[10], ARGV[11]
 local PAGE, MOST = 100, 10000
+local NOT_OURS, LIKE_OURS, OURS = 0, 1, 2
+local unreadable = {}
 
 local function reader(queue)
-  local page, at, offset, ended = {}, 0, 0, false
+  local page, at, offset, ended = {}, -1, 0, false
   return function()
     while not ended do
-      at = at + 1
+      at = at + 2
       if at > #page then
-        page = redis.call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', offset, PAGE)
-        offset, at = offset + #page, 1
+        page = redis.pcall(
+          'ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', offset, PAGE)
+        if page.err then unreadable[#unreadable + 1] = {queue, page.err} end
+        offset, at = offset + PAGE, 1
         ended = #page == 0 or offset > MOST
       end
-      if not ended and redis.call('EXISTS', in_progress .. page[at]) == 0 then return page[at] end
+      if not ended and redis.call('EXISTS', in_progress .. page[at]) == 0 then
+        return page[at], page[at + 1]
+      end
     end
   end
+end
+
+local function whose(id, content, score)
+  if not string.find(id, our_id) then return NOT_OURS end
+  if not content then return now - score >= tonumber(step_ms) and OURS or NOT_OURS end
+  local rung_ms = string.match(content, our_message)
+  if not rung_ms then return NOT_OURS end
+  local steps = (rung_ms - score) / step_ms
+  return steps % 1 == 0 and steps >= 1 and steps <= most_steps and OURS or LIKE_OURS
 end
 
 local readers, due = {}, {}
@@ -47,8 +80,10 @@ local before = -1
 while #due < free and #due > before do
   before = #due
   for q = 1, #readers do
-    local id = #due < free and readers[q]()
-    if id then due[#due + 1] = {q, id} end
+    if #due < free then
+      local id, score = readers[q]()
+      if id then due[#due + 1] = {q, id, score} end
+    end
   end
 end
 
@@ -56,7 +91,8 @@ for q = 1, #readers do
   local wake = KEYS[2 * q]
   if not readers[q]() then
     redis.call('DEL', wake)
-  elseif redis.call('EXISTS', wake) == 0 then
+  elseif redis.call('TYPE', wake).ok ~= 'list' then
+    redis.call('DEL', wake)
     redis.call('LPUSH', wake, '')
     redis.call('PEXPIRE', wake, wake_ms)
   end
@@ -64,19 +100,38 @@ end
 
 local heard = {}
 for _, one in ipairs(due) do
-  local q, id = one[1], one[2]
-  local content = redis.call('GET', message .. id)
-  local ours = string.find(id, our_id)
-    and (not content or string.find(content, our_message))
+  local q, id, score = one[1], one[2], one[3]
+  local content = content_of(message .. id)
+  local owner = whose(id, content, score)
   redis.call('SET', in_progress .. id, '1', 'PX', lease_ms)
-  if ours then
+  if owner == OURS then
     redis.call('ZREM', KEYS[2 * q - 1], id)
     redis.call('DEL', in_progress .. id, message .. id, retry .. id)
   end
-  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, ours and 1 or 0}
+  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, owner}
 end
-return heard
+return {heard, unreadable}
 """
+)
+
+# KEYS: the sorted set, then the keys of one message. A client may have used the id again meanwhile.
+REMOVE = (
+    CONTENT
+    + """
+if (content_of(KEYS[2]) or nil) == ARGV[2] then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+end
+"""
+)
+
+
+class Owner(IntEnum):
+    """Whose a message is; one that is like ours is told apart by whether there is such a job."""
+
+    SOMEBODY = 0
+    LIKE_OURS = 1
+    OURS = 2
 
 
 @dataclass(frozen=True)
@@ -86,7 +141,12 @@ class Message:
     queue: str
     arq_id: bytes
     content: bytes | None
-    is_ring: bool
+    owner: Owner
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether it is a ring beyond doubt; Redis has it no more then."""
+        return self.owner is Owner.OURS
 
 
 class Ear:
@@ -105,6 +165,8 @@ class Ear:
         self._names = {queue_key(queue).encode(): queue for queue in queues}
         self._turns = deque(queues)
         self._claim = waiting.register_script(CLAIM)
+        self._remove = redis.register_script(REMOVE)
+        self._unreadable: set[str] = set()
 
     async def claim(self, most: int) -> list[Message]:
         """Take what is due, at most so much, from the queues in turn, in one call.
@@ -112,7 +174,7 @@ class Ear:
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
         self._turns.rotate()
-        heard = await self._claim(
+        heard, unreadable = await self._claim(
             keys=[key for queue in self._turns for key in (queue_key(queue), wake_key(queue))],
             args=[
                 timestamp_ms(),
@@ -121,15 +183,31 @@ class Ear:
                 WAKE_EXPIRES_MS,
                 OUR_ID,
                 OUR_MESSAGE,
+                PRIORITY_STEP_MS,
+                MOST_STEPS,
                 job_key_prefix,
                 in_progress_key_prefix,
                 retry_key_prefix,
             ],
         )
+        self._tell({self._names[key]: reason.decode() for key, reason in unreadable})
         return [
-            Message(self._names[key], arq_id, content, bool(is_ring))
-            for key, arq_id, content, is_ring in heard
+            Message(self._names[key], arq_id, content, Owner(owner))
+            for key, arq_id, content, owner in heard
         ]
+
+    def _tell(self, unreadable: Mapping[str, str]) -> None:
+        """Say once which queues cannot be read, and once that they can again."""
+        for queue in unreadable.keys() - self._unreadable:
+            log.warning(
+                "queue.unreadable",
+                queue=queue,
+                reason=unreadable[queue],
+                remedy=f"look at the key {queue_key(queue)} in Redis; other queues go on",
+            )
+        for queue in self._unreadable - unreadable.keys():
+            log.info("queue.readable", queue=queue)
+        self._unreadable = set(unreadable)
 
     async def wait(self) -> None:
         """Return when a bell wakes us; at the latest when it is time to look for plain arq clients.
@@ -140,16 +218,13 @@ class Ear:
         await self._waiting.blpop(lists, self._poll_interval_s)  # type: ignore[arg-type, misc]  # redis-py types it as sync too
 
     async def remove(self, message: Message) -> None:
-        """Take a message that PostgreSQL holds now out of Redis."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(queue_key(message.queue), message.arq_id)
-            pipe.delete(
-                *(
-                    prefix.encode() + message.arq_id
-                    for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)
-                )
-            )
-            await pipe.execute()
+        """Take a message that PostgreSQL holds now out of Redis, unless its id has another now."""
+        keys = [
+            prefix.encode() + message.arq_id
+            for prefix in (job_key_prefix, in_progress_key_prefix, retry_key_prefix)
+        ]
+        known = [] if message.content is None else [message.content]
+        await self._remove(keys=[queue_key(message.queue), *keys], args=[message.arq_id, *known])
 
     async def close(self) -> None:
         """Let go of the connection through which it hears."""

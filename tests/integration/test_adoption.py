@@ -5,6 +5,7 @@ import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from arq.connections import ArqRedis
@@ -206,3 +207,70 @@ async def test_a_ring_of_a_job_that_this_worker_does_not_know_is_told_and_the_jo
         await carry_out_all(bench, redis_url)
     assert [(line["event"], line["kind"]) for line in logs] == [("job.unknown", "act_out")]
     assert await stage.ended_as(accepted.job_id) == ("queued", None, 0)
+
+
+async def test_a_message_whose_id_was_used_again_before_it_was_removed_leaves_the_new_one(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    """Redis was wiped meanwhile, or the lease ran out and another worker removed the first."""
+    await client.enqueue_job("act_out", {"note": "first"}, _job_id="nightly")
+    async with heard(bench, redis_url) as (delivery, (first,)):
+        await client.flushdb()
+        await client.enqueue_job("act_out", {"note": "second"}, _job_id="nightly")
+        await delivery.carry_out(first)
+    assert await client.exists("arq:job:nightly") == 1
+    bench.worker_id = uuid4()
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["first", "second"]
+    assert await client.keys("*") == []
+
+
+async def test_a_message_that_appears_under_an_id_that_named_none_is_left_to_be_heard(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    await put(client, None)
+    async with heard(bench, redis_url) as (delivery, (gone,)):
+        await put(client, call("act_out"))
+        await delivery.carry_out(gone)
+    assert [reason for *_, reason in await parked(stage)] == ["gone"]
+    assert await client.exists("arq:job:theirs") == 1
+    assert await client.zscore(QUEUE, "theirs") is not None
+
+
+async def test_a_plain_message_that_looks_like_a_ring_in_all_but_its_time_is_not_lost(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    for name in ("act_out", "no_such_job"):
+        await client.enqueue_job(name, _job_id=f"{uuid4()}:1")
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["done"]
+    assert [(kind, reason) for _, _, kind, _, reason in await parked(stage)] == [
+        ("no_such_job", "unknown_job")
+    ]
+    assert await client.keys("*") == []
+
+
+async def test_a_ring_that_somebody_has_put_off_still_runs_its_job_and_no_other(
+    bench: Bench, stage: Stage, sessions: Sessions, client: ArqRedis, redis_url: str
+) -> None:
+    """A worker of arq's own does so when its function raises Retry."""
+    await Producer(sessions, bench.jobs, Bell(client)).enqueue(ActOut(note="rung"))
+    ((ring, _),) = await client.zrange(QUEUE, 0, -1, withscores=True)
+    await client.zadd(QUEUE, {ring: 1})
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["rung"]
+    assert await stage.value("SELECT count(*) FROM bulwark.job") == 1
+    assert await client.keys("*") == []
+
+
+async def test_a_message_of_a_wrong_type_is_parked_as_redis_dumps_it_and_stops_no_other(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    await client.rpush("arq:job:theirs", "a", "b")  # type: ignore[misc]  # redis-py types it as sync too
+    await client.zadd(QUEUE, {"theirs": 1})
+    await client.enqueue_job("act_out")
+    dumped = await client.dump("arq:job:theirs")
+    await carry_out_all(bench, redis_url)
+    assert await stage.notes() == ["done"]
+    assert await parked(stage) == [("theirs", "default", None, dumped, "unreadable")]
+    assert await client.keys("*") == []

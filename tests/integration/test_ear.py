@@ -8,8 +8,9 @@ import pytest
 from arq.connections import ArqRedis
 from arq.utils import timestamp_ms
 from redis.exceptions import ReadOnlyError, WatchError
+from structlog.testing import capture_logs
 
-from db.ledger.job import Ring
+from db.ledger.job import PRIORITY_LIMIT, Ring
 from jobs._bell import Bell, arq_id, queue_key, wake_key
 from tests.arq_side import POLL_INTERVAL_S, hearing, running
 from tests.workers import until
@@ -116,11 +117,19 @@ async def test_a_message_of_a_plain_client_stays_and_is_leased_to_whoever_heard_
     assert await keys(client) == set()
 
 
-@pytest.mark.parametrize("note", [{"note": "x"}, {}])
-async def test_a_plain_message_under_an_id_like_ours_is_not_taken_for_a_ring(
-    client: ArqRedis, ear: Ear, note: dict[str, str]
+@pytest.mark.parametrize("priority", [-PRIORITY_LIMIT, 0, PRIORITY_LIMIT])
+async def test_a_ring_of_any_priority_is_known_as_one(
+    client: ArqRedis, ear: Ear, priority: int
 ) -> None:
-    await client.enqueue_job("act_out", note, _job_id=f"{uuid4()}:1")
+    await Bell(client).ring(rings(1, priority=priority))
+    assert [one.is_ring for one in await ear.claim(1)] == [True]
+
+
+@pytest.mark.parametrize("arguments", [[{"note": "x"}], [{}], []])
+async def test_a_plain_message_under_an_id_like_ours_is_not_taken_for_a_ring(
+    client: ArqRedis, ear: Ear, arguments: list[dict[str, str]]
+) -> None:
+    await client.enqueue_job("act_out", *arguments, _job_id=f"{uuid4()}:1")
     (heard,) = await ear.claim(10)
     assert not heard.is_ring
     assert await client.zcard(queue_key("default")) == 1
@@ -160,6 +169,38 @@ async def test_wake_ups_do_not_pile_up(client: ArqRedis) -> None:
         await Bell(client).ring(rings(1))
     assert await wake_ups(client) == 1
     assert await client.pttl(wake_key("default")) > 0
+
+
+async def test_a_queue_of_a_wrong_type_stops_no_other_and_is_told_once(
+    client: ArqRedis, ear: Ear
+) -> None:
+    await client.set(queue_key("bulk"), b"a string")
+    with capture_logs() as logs:
+        for _ in range(2):
+            rung = rings(1)
+            await Bell(client).ring(rung)
+            assert {one.arq_id for one in await ear.claim(10)} == ids(rung)
+        await client.delete(queue_key("bulk"))
+        later = rings(1, "bulk")
+        await Bell(client).ring(later)
+        assert {one.arq_id for one in await ear.claim(10)} == ids(later)
+    assert [(line["event"], line["queue"]) for line in logs] == [
+        ("queue.unreadable", "bulk"),
+        ("queue.readable", "bulk"),
+    ]
+    assert "WRONGTYPE" in logs[0]["reason"]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_a_wake_up_list_of_a_wrong_type_is_made_anew(
+    client: ArqRedis, ear: Ear, left: int
+) -> None:
+    await Bell(client).ring(rings(1 + left))
+    await client.set(wake_key("default"), b"a string")
+    assert len(await ear.claim(1)) == 1
+    assert await wake_ups(client) == left
+    async with asyncio.timeout(5.0):
+        await ear.wait()
 
 
 async def test_a_stock_worker_that_is_about_to_take_a_ring_notices_that_it_was_heard(

@@ -31,7 +31,7 @@ from worker.rescue import Rescue
 from worker.settings import Settings, load_settings
 from worker.shutdown import Lines, Shutdown, cancel_until_done, ended_beside
 
-SIGN_OFF_WITHIN_S = 4.0
+SIGN_OFF_WITHIN_S = 5.0
 """How long PostgreSQL may take to answer an ending worker, from when its jobs are given back."""
 log = structlog.get_logger("bulwark.worker")
 

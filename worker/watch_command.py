@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 import typer
 
-from db.errors import UnknownModel
+from db.errors import CommitUnknown, UnknownModel
 from db.ledger.job import State, job
 from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, Fault, classify
@@ -217,8 +217,11 @@ async def _state(sessions: Sessions, job_id: UUID) -> State | None:
 
 
 def _comes_back(error: Exception) -> bool:
-    """Whether to wait for what is away is enough."""
-    return isinstance(error, FolderAway) or classify(error) is Fault.OUTAGE
+    """Whether to wait for what is away is enough.
+
+    When an answer to COMMIT is lost, the file stays taken, and the id of its job tells later.
+    """
+    return isinstance(error, FolderAway | CommitUnknown) or classify(error) is Fault.OUTAGE
 
 
 def _key(asked: Import, taken: Taken) -> str:

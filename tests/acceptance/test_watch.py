@@ -14,7 +14,9 @@ import asyncpg
 import pytest
 from sqlalchemy.engine import make_url
 
+from db.retry import BUDGETS, Fault
 from tests.deep_folder import LONG_NAME, deep_folder
+from tests.proxy import Cut, proxied
 from tests.workers import ROOT, environment, until
 from worker.watched_folder import ACCEPTED, FAILED, TAKEN
 
@@ -382,3 +384,21 @@ async def test_a_database_that_is_away_is_waited_for_with_one_line(
     assert [name for name, _ in await jobs(connection)] == ["a.csv", "b.csv"]
     assert len(watcher.errors.read_text().splitlines()) == 2
     assert names(folder / FAILED) == []
+
+
+@pytest.mark.parametrize("at_last", [Cut.ANSWER, Cut.QUESTION])
+async def test_answers_to_commit_that_are_lost_again_and_again_are_an_outage_like_any_other(
+    watch: Watch, folder: Path, connection: asyncpg.Connection, database_url: str, at_last: Cut
+) -> None:
+    async with proxied(database_url) as (proxy, url):
+        proxy.arm(*[Cut.QUESTION] * (BUDGETS[Fault.OUTAGE].tries - 1), at_last)
+        watcher = watch(url=url)
+        drop(folder, "a.csv", "name\nRed\n")
+        await accepted(folder, "a.csv")
+        assert watcher.end() == 0
+
+    assert [name for name, _ in await jobs(connection)] == ["a.csv"]
+    assert len(proxy.cuts) == BUDGETS[Fault.OUTAGE].tries
+    first, last = watcher.errors.read_text().splitlines()
+    assert "The answer to COMMIT was lost" in first
+    assert "All is back" in last

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -21,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from worker.execution import Executor
 
 CANCEL_INTERVAL_S = 0.2
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 log = structlog.get_logger("bulwark.worker")
 
 
@@ -89,15 +91,22 @@ class Shutdown:
         return self._ending is not None
 
     def listen(self) -> None:
-        """Take the signals from now on."""
+        """Take the signals from now on; a handler of the loop's own would be gone with the loop."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.begin, number.name)
+
+        def take(number: int, _: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self.begin, signal.Signals(number).name)
+
+        for number in SIGNALS:
+            signal.signal(number, take)
 
     def ignore_signals(self) -> None:
-        """Give the signals back their usual meaning: there is nothing left to end in order."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().remove_signal_handler(number)
+        """Let signals do nothing any more: all is ended, and only the interpreter is still there.
+
+        With their usual meaning they would turn an end in order into another exit code.
+        """
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def spare(self, executor: Executor) -> None:
         """The jobs of this executor get the grace, and are given back after it."""

@@ -1,6 +1,7 @@
 """Workers told to stop end in time and with 0, whatever the servers do and however often told."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -90,3 +91,19 @@ async def test_a_worker_whose_postgresql_is_frozen_ends_in_time(
         told_s = time.monotonic()
         assert await asyncio.to_thread(worker.terminate, 60) == 0
         assert time.monotonic() - told_s < GRACE_S + GIVING_BACK_S + MARGIN_S
+
+
+async def test_workers_told_to_stop_again_and_again_end_with_0(
+    database_url: str, redis_url: str, start: Start
+) -> None:
+    crew = [start(environment(database_url, redis_url, **SETTINGS)) for _ in range(3)]
+    for one in crew:
+        await until_said(one, "worker.started")
+
+    async def ended() -> bool:
+        for one in crew:
+            one.signal(signal.SIGTERM)
+        return not any(one.running for one in crew)
+
+    await until(ended, "the workers have ended")
+    assert [one.terminate() for one in crew] == [0] * len(crew)

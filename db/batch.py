@@ -55,13 +55,14 @@ class Batch:
 
     Their cells stand in `texts` by column, unless some value has no form as text that PostgreSQL
     would read. Where every row has every value they stand in `lines` instead, which end before the
-    newline.
+    newline, and begin with the row's key where `keys` were drawn.
     """
 
     records: Sequence[Record]
     order: Sequence[int]
     lines: list[str] | None
     texts: list[Sequence[str]] | None
+    keys: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -71,10 +72,11 @@ class Batch:
         """Whether there is a line of each row."""
         return self.lines is not None or self.texts is not None
 
-    def line(self, at: int, places: Sequence[int]) -> str:
-        """A row's line, or what is in it at some places, which takes a row without all values."""
+    def line(self, at: int, places: Sequence[int] = ()) -> str:
+        """A row's line without its key, or what is in it at some places if some values are not."""
         if self.lines is not None:
-            return self.lines[at]
+            line = self.lines[at]
+            return line if self.keys is None else line.partition("\t")[2]
         assert self.texts is not None
         return "\t".join([self.texts[place][at] for place in places])
 
@@ -87,10 +89,13 @@ class Batch:
             [numbers[at] for at in self.order if at in numbers],
             None if self.lines is None else [self.lines[at] for at in positions],
             None if texts is None else [[column[at] for at in positions] for column in texts],
+            None if self.keys is None else [self.keys[at] for at in positions],
         )
 
 
-def make_batch(records: Sequence[Record], layout: Layout) -> Batch:
+def make_batch(
+    records: Sequence[Record], layout: Layout, keys: Sequence[int] | None = None
+) -> Batch:
     """Sort and write rows out; it takes its time, and belongs in a thread."""
     order: Sequence[int] = range(len(records))
     if layout.order_by is not None:
@@ -100,7 +105,9 @@ def make_batch(records: Sequence[Record], layout: Layout) -> Batch:
     texts = _texts(columns, kinds, layout.types)
     if texts is None or any(Default in kind for kind in kinds):
         return Batch(records, order, None, texts)
-    return Batch(records, order, list(map("\t".join, zip(*texts, strict=True))), None)
+    if keys is not None:
+        texts.insert(0, list(map(str, keys)))
+    return Batch(records, order, list(map("\t".join, zip(*texts, strict=True))), None, keys)
 
 
 def _sorted(keys: list[Any]) -> list[int]:

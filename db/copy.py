@@ -72,7 +72,7 @@ async def copy_lines(
     columns: Sequence[str],
     lines: Iterable[str],
 ) -> None:
-    """COPY rows in as lines of the text format, newline included; RowFault as `copy_rows`."""
+    """COPY rows in as lines of the text format without the newline; RowFault as `copy_rows`."""
     connection = await asyncpg_connection(session)
     try:
         await connection.copy_to_table(
@@ -88,5 +88,6 @@ async def copy_lines(
 
 async def _blocks(lines: Iterable[str]) -> AsyncIterator[bytes]:
     rest = iter(lines)
-    while block := "".join(islice(rest, BLOCK_LINES)):
-        yield block.encode()
+    while block := list(islice(rest, BLOCK_LINES)):
+        block.append("")
+        yield "\n".join(block).encode()

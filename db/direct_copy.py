@@ -4,7 +4,7 @@ It is the fast way for rows that nothing stands against. What it does is what in
 by one would have done, or it does nothing and `db.bulk` has to find out which row is at fault.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -96,12 +96,17 @@ async def _copy(
         rows = (records[at] if keys is None else (keys[at], *records[at]) for at in batch.order)
         await copy_rows(session, table, schema, names, rows)
     else:
-        written = batch.lines
-        lines = (
-            f"{written[at]}\n" if keys is None else f"{keys[at]}\t{written[at]}\n"
-            for at in batch.order
-        )
-        await copy_lines(session, table, schema, names, lines)
+        await copy_lines(session, table, schema, names, _lines(batch, keys))
+
+
+def _lines(batch: Batch, keys: Sequence[int] | None) -> Iterable[str]:
+    """The rows in order, each with its key in front, if it is to have one."""
+    if keys is batch.keys:
+        assert batch.lines is not None
+        return map(batch.lines.__getitem__, batch.order)
+    if keys is None:
+        return (batch.line(at) for at in batch.order)
+    return (f"{keys[at]}\t{batch.line(at)}" for at in batch.order)
 
 
 def integer_key(facts: TableFacts) -> Column | None:

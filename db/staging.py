@@ -120,7 +120,7 @@ class Stage:
         names = [ROW_NO, *(self._columns[at] for at in places)]
         batch = self._batch
         if batch.written and places:
-            lines = (f"{row}\t{batch.line(row, places)}\n" for row in rows)
+            lines = (f"{row}\t{batch.line(row, places)}" for row in rows)
             await copy_lines(self._session, STAGE, None, names, lines)
         else:
             records = ((row, *(batch.records[row][at] for at in places)) for row in rows)

@@ -132,12 +132,15 @@ class Insertion:
     async def _prepare(self, part: Part) -> Ready:
         """Prepare a chunk, with the keys that it is going to need."""
         known = await self._look_up(part)
-        prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
+        prepared = await asyncio.to_thread(self.preparer.validate, part, known)
         if self.writer.goes_directly:
-            prepared.epoch, count = self.writer.epoch, len(prepared.batch)
+            prepared.epoch, count = self.writer.epoch, len(prepared.records)
             prepared.keys = await self.run.read(partial(self.writer.draw_keys, count=count))
-        apart = await asyncio.to_thread(self.writer.is_apart, prepared)
-        return Ready(part, prepared, known, apart)
+        return await asyncio.to_thread(self._written_out, part, prepared, known)
+
+    def _written_out(self, part: Part, prepared: Prepared, known: Known) -> Ready:
+        _ = prepared.batch
+        return Ready(part, prepared, known, self.writer.is_apart(prepared))
 
     async def _look_up(self, part: Part, session: AsyncSession | None = None) -> Known:
         wanted = self.preparer.wanted_keys(part)

@@ -62,7 +62,7 @@ class Prepared:
     @cached_property
     def batch(self) -> Batch:
         """The records as they are sent; made when it is first asked for."""
-        return make_batch(self.records, self.layout)
+        return make_batch(self.records, self.layout, self.keys)
 
     def until(self, end: int) -> "Prepared":
         """The part of it that stands before row `end`."""
@@ -112,19 +112,22 @@ class Preparer:
         return len(part.rows) - len(part.faults) - len(self._selected(part))
 
     def prepare(self, part: Part, known: Known) -> Prepared:
+        """Validate every selected row, and write out those that are valid, in a thread."""
+        prepared = self.validate(part, known)
+        _ = prepared.batch
+        return prepared
+
+    def validate(self, part: Part, known: Known) -> Prepared:
         """Validate every selected row; what is wrong with one is its refusal, and no error.
 
         It takes its time, and belongs in a thread.
         """
-        prepared = self._validated(part, known)
-        _ = prepared.batch
-        return prepared
-
-    def _validated(self, part: Part, known: Known) -> Prepared:
         selected = self._selected(part)
         filtered = len(part.rows) - len(part.faults) - len(selected)
         prepared = Prepared(self._layout, refused=dict(part.faults), filtered=filtered)
-        rows = [part.rows[position] for position in selected]
+        rows: Sequence[Values] = part.rows
+        if len(selected) < len(rows):
+            rows = [part.rows[position] for position in selected]
         records = self._in_bulk(rows, part.complete, known)
         if self._plan.version is None and None not in records:
             prepared.positions = list(selected)
@@ -178,7 +181,9 @@ class Preparer:
             unknown.update(at for at, key in enumerate(keys) if key is not None and ids[at] is None)
             fields.append(ids)
         found = self._bulk.validate(list(zip(*fields, strict=True)))
-        records = [None if at in unknown else one for at, one in enumerate(found)]
+        records = found
+        if unknown:
+            records = [None if at in unknown else one for at, one in enumerate(found)]
         return list(map(self._storable, records)) if any(self._convert) else records
 
     def _alone(self, values: Values, known: Known, prepared: Prepared) -> Record | Refusal:

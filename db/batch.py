@@ -26,9 +26,14 @@ _SPECIAL: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"
 _GAPS: Final[frozenset[type]] = frozenset({type(None), Default})
 _INTEGERS: Final = frozenset({"int2", "int4", "int8"})
 _FLOATS: Final = frozenset({"float4", "float8"})
+_TEXTS: Final = frozenset({"text", "varchar", "bpchar", "json", "jsonb", "enum"})
+_WITHOUT_ENCODER: Final = frozenset(
+    {"extension", "xml", "tsvector", "tsquery", "jsonpath", "macaddr", "macaddr8", "money"}
+)
+"""Types that the driver cannot send in binary; text is the only way."""
 _WRITTEN_AS_READ: Final[Mapping[type, frozenset[str]]] = MappingProxyType(
     {
-        str: frozenset({"text", "varchar", "bpchar", "citext", "json", "jsonb", "enum"}),
+        str: _TEXTS | _WITHOUT_ENCODER,
         int: _INTEGERS | _FLOATS | {"numeric"},
         float: _FLOATS,
         Decimal: frozenset({"numeric"}),

@@ -15,8 +15,9 @@ from db.on_update import on_update
 class Column:
     """A column that can be written; `default` is SQL, the identity's sequence included.
 
-    The type is the name that PostgreSQL has for it inside, a domain's that of what it is made of,
-    and "enum". Values of a `comparable` one are the same to PostgreSQL only if they look the same.
+    The type is the name that PostgreSQL has for it inside, a domain's that of what it is made
+    of; "enum", or "extension" where it is none of PostgreSQL's own. Values of a `comparable`
+    one are the same to PostgreSQL only if they look the same.
     """
 
     name: str
@@ -169,7 +170,10 @@ _COLUMNS = sa.text(
                                           'timestamp,timestamptz}' AS regtype[]))
            AND coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = a.attcollation),
                         true) AS comparable,
-           CASE base.typtype WHEN 'e' THEN 'enum' ELSE base.typname END AS inner_type
+           CASE WHEN base.typtype = 'e' THEN 'enum'
+                WHEN base.typtype = 'b' AND base.typelem = 0
+                     AND base.typnamespace <> 'pg_catalog'::regnamespace THEN 'extension'
+                ELSE base.typname END AS inner_type
       FROM pg_attribute AS a
       JOIN pg_type AS t ON t.oid = a.atttypid
       JOIN pg_type AS base ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)

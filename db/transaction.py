@@ -75,7 +75,7 @@ async def transaction(
 
 
 async def look(sessions: async_sessionmaker[AsyncSession], work: Work[T]) -> T:
-    """Run work that only reads, each statement by itself; an error is raised at once.
+    """Run work whose statements are committed each by itself; an error is raised at once.
 
     For what is asked again and again, mostly in vain: it saves the round trips of a transaction.
     """

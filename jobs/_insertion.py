@@ -16,17 +16,17 @@ from db.ledger import chunk
 from db.ledger.chunk import OPENING, Receipt, Span
 from db.ledger.verdict import Verdict
 from db.registry import Model
+from jobs._atomic import Atomic
 from jobs._chunk_writer import ChunkWriter, Ready
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
 from jobs._mapping import Plan, Request, make_plan, require_given
 from jobs._outcome import Outcome, without_zeros
-from jobs._parents import Created, Parents
+from jobs._parents import Created, Parents, Stale
 from jobs._part import Part, Position
 from jobs._preparation import Known, Prepared, Preparer
 from jobs._rules import Rules
 from jobs._run import ChunkedRun, ChunkEffect
-from jobs._together import Stale, Together
 from jobs._turn import Turn, in_turn
 
 STALE_TRIES = 20
@@ -53,6 +53,7 @@ class Insertion:
     writer: ChunkWriter
     position: Position
     rejected: int
+    given_up: bool
     outside: Context = field(default_factory=copy_context)
 
     @classmethod
@@ -80,6 +81,7 @@ class Insertion:
             ChunkWriter(run.claim, rules, model, facts, plan, preparer.columns),
             source.data_start if last is None or last.chunk_no == OPENING else behind(last),
             rules.rejects(tally.counts),
+            Verdict.NOT_REACHED in tally.counts,
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -89,8 +91,13 @@ class Insertion:
         """Insert the chunks that are missing; Rejected when there are too many rejects."""
         if self.too_many(self.rejected):
             self._give_up()
+        if self.given_up:
+            raise Rejected(
+                "an earlier run gave this input up and counted its last rows as not reached; "
+                "import those as a new job"
+            )
         if self.rules.atomic:
-            if (receipt := await Together(self).insert_all()) is not None:
+            if (receipt := await Atomic(self).insert_all()) is not None:
                 self._count(receipt)
         else:
             await self._insert_in_turn()

@@ -25,6 +25,10 @@ from jobs._run import ChunkedRun
 from jobs._spelling import spelling
 
 
+class Stale(Exception):
+    """A row that was looked up by its natural key is no longer what it was."""
+
+
 @dataclass(frozen=True)
 class Parent:
     """The table that a reference leads to, and the column that names its rows."""

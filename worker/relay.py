@@ -7,7 +7,7 @@ from uuid import UUID
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import ring
@@ -54,6 +54,7 @@ class Relay:
         self._unrung: list[Ring] = []
         self._swept_s = time.monotonic()
         self._redis_outage = Outage(log, "relay.failed", "relay.back", server="redis")
+        self._queue_outages: dict[str, Outage] = {}
         self._postgres_outage = Outage(log, "relay.failed", "relay.back", server="postgresql")
 
     async def run_forever(self) -> None:
@@ -102,10 +103,23 @@ class Relay:
         return rings
 
     async def _ring_unrung(self) -> None:
-        await self._bell.ring(self._unrung)
-        if self._unrung:
-            log.debug("relay.rang", jobs=len(self._unrung))
-        self._unrung = []
+        """Ring queue by queue: one whose key is of a wrong type is left for later."""
+        for queue in sorted({one.queue for one in self._unrung}):
+            rings = [one for one in self._unrung if one.queue == queue]
+            try:
+                await self._bell.ring(rings)
+            except ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                self._queue_outage(queue).fail(str(error))
+            else:
+                self._queue_outage(queue).end()
+                log.debug("relay.rang", jobs=len(rings))
+            self._unrung = [one for one in self._unrung if one.queue != queue]
+
+    def _queue_outage(self, queue: str) -> Outage:
+        fresh = Outage(log, "relay.failed", "relay.back", server="redis", queue=queue)
+        return self._queue_outages.setdefault(queue, fresh)
 
     async def _ring_until_none_is_due(self) -> float:
         """Ring, and return how long to wait; a look comes first, since mostly none is due."""

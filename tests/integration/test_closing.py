@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -9,8 +10,10 @@ import asyncpg
 from jobs.insert_rows import InsertRows
 from tests.inprocess import BOMB, Bench
 from tests.sample_jobs.act_out import GATE
-from tests.stage import Stage
+from tests.stage import Stage, waiting_for_a_lock
+from tests.workers import Start, environment, until
 
+QUICK = {"beat_interval_s": "0.3", "lost_after_s": "1.0", "relay_interval_s": "0.1"}
 GATED_CLOSING = (
     f"""CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
@@ -103,3 +106,35 @@ async def test_a_worker_that_stops_while_it_counts_the_rest_leaves_the_failure_t
     await bench.deliver(job_id)
     assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
     assert await bench.counts(job_id) == {"inserted": 1, "rejected": 1, "not_reached": 3}
+
+
+async def test_an_import_that_was_given_up_does_not_succeed_at_the_next_run(
+    bench: Bench,
+    stage: Stage,
+    connection: asyncpg.Connection,
+    start: Start,
+    database_url: str,
+    redis_url: str,
+) -> None:
+    """The worker dies when the rest is counted and the job's end is not written yet."""
+    await connection.execute(BOMB)
+    for statement in GATED_CLOSING:
+        await stage.value(statement)
+    await stage.close_gate()
+    rows: list[dict[str, Any]] = [{"name": name} for name in ("bomb", "two", "three")]
+    payload = InsertRows(table="team", rows=rows, chunk_rows=2)
+    job_id = (await bench.producer.enqueue(payload, attempts=1)).job_id
+    worker = start(environment(database_url, redis_url, **QUICK))
+    await stage.somebody_at_gate()
+    lock = connection.transaction()
+    await lock.start()
+    await connection.execute("SELECT FROM bulwark.job WHERE id = $1 FOR SHARE", job_id)
+    await stage.open_gate()
+    await until(lambda: waiting_for_a_lock(bench.sessions), "the job's end waits")
+    worker.kill()
+    await lock.rollback()
+    await connection.execute("DROP TRIGGER explode ON team")
+    start(environment(database_url, redis_url, **QUICK))
+    ended = await stage.becomes(job_id, "failed")
+    assert (ended["reason"], ended["attempt"]) == ("rejected", 1)
+    assert await bench.counts(job_id) == {"not_reached": 3}

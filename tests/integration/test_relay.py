@@ -440,3 +440,25 @@ async def test_a_ring_that_comes_to_a_worker_that_stops_is_left_to_the_others(
         await Relay(sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over()
         await until_rung(redis, job_id, 2)
     assert await redis.exists(MARK_KEY)
+
+
+async def test_a_queue_of_a_wrong_type_holds_up_no_other(
+    silent: Producer, relay: Relay, redis: ArqRedis
+) -> None:
+    await redis.set(queue_key("bulk"), b"a string")
+    await silent.enqueue(ActOut(), queue="bulk")
+    with capture_logs() as events:
+        async with running(relay):
+            first = (await silent.enqueue(ActOut())).job_id
+            await until_heard(redis, first)
+            second = (await silent.enqueue(ActOut())).job_id
+            await until_heard(redis, second)
+            await redis.delete(queue_key("bulk"))
+            await silent.enqueue(ActOut(), queue="bulk")
+            await until(lambda: _told(events, "relay.back"), "the queue is rung again")
+    lost = [one for one in events if one["event"] == "relay.failed"]
+    assert [(one["queue"], one["server"]) for one in lost] == [("bulk", "redis")]
+
+
+async def _told(events: list[Any], event: str) -> bool:
+    return any(one["event"] == event for one in events)

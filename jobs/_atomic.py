@@ -15,6 +15,7 @@ from db.errors import Race
 from db.ledger.chunk import Receipt, Span
 from db.ledger.verdict import RowVerdict, Verdict
 from db.retry import DATABASE_ERRORS, describe
+from jobs._parents import Stale
 from jobs._part import Part
 from jobs._run import ChunkEffect, TakeReceipt
 from jobs._turn import Turn, cancel, one_ahead
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 TELL_INTERVAL_S = 1.0
 log = structlog.get_logger("bulwark.jobs")
-
-
-class Stale(Exception):
-    """A row that was looked up by its natural key is no longer what it was."""
 
 
 class _Refused(Exception):
@@ -40,7 +37,7 @@ class _Refused(Exception):
         self.verdicts = verdicts
 
 
-class Together:
+class Atomic:
     """All chunks of one insertion in one transaction."""
 
     def __init__(self, insertion: "Insertion") -> None:

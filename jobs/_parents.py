@@ -15,6 +15,7 @@ from db.errors import UnknownModel
 from db.ledger.audit import Entry, Keys
 from db.ledger.chunk import Span
 from db.outcome import Inserted
+from db.refusal import Refusal
 from db.registry import Model
 from db.staging import ROW_NO, STAGE
 from jobs._errors import InputError
@@ -166,8 +167,9 @@ class Parents:
     ) -> Known:
         """Create the rows that have these keys, and return the ids of all that are there then.
 
-        A key that is not valid, or that PostgreSQL refuses, is missing still; so is one that a
-        trigger replaced by another, for the next chunk would not find the row by it either.
+        A key that is not valid, or that PostgreSQL refuses, has its refusal in place of an id. One
+        that a trigger replaced by another is missing still: the next chunk would not find the row
+        by it either.
         """
         known = {}
         for reference, keys in missing.items():
@@ -183,7 +185,13 @@ class Parents:
             made = zip(prepared.positions, prepared.records, strict=True)
             keyed = [(names[position], record[at]) for position, record in made]
             texts = {name: [text] for name, text in keyed if isinstance(text, str)}
-            known[reference.field] = await self._ids(session, reference, texts)
+            refused = prepared.refused | {
+                prepared.positions[index]: why for index, why in done.refused.items()
+            }
+            known[reference.field] = {
+                **{names[at]: not_creatable(reference, why) for at, why in refused.items()},
+                **await self._ids(session, reference, texts),
+            }
         return known
 
     async def keep_used(
@@ -207,6 +215,12 @@ class Parents:
                 keys = Keys(keys=[(one,) for one in kept])
                 entries.append(Entry("insert", reference.table, len(kept), keys))
         return entries
+
+
+def not_creatable(reference: Reference, why: Refusal) -> Refusal:
+    """Why a row that names a missing one is refused where that one cannot be created."""
+    text = f"{reference.column}: no {reference.table} can be created, for {why.message}"
+    return Refusal("missing_reference", text, reference.column)
 
 
 def _part(names: list[str]) -> Part:

@@ -15,7 +15,7 @@ from db.refusal import Refusal
 from db.registry import Model, Registry
 from jobs._errors import InputError
 from jobs._mapping import Plan, Reference, natural_key
-from jobs._parents import Parent, Parents
+from jobs._parents import Parent, Parents, not_creatable
 from jobs._part import Part
 from jobs._preparation import OnMissing, Prepared, Preparer
 
@@ -112,14 +112,9 @@ def _as_if_created(reference: Reference, parent: Parent, keys: Sequence[str]) ->
     refused = parent.preparer.prepare(rows, {}).refused
     kind = parent.model.table.c[reference.target].type.python_type
     return {
-        key: _not_creatable(reference, refused[at]) if at in refused else _identity(kind, key, at)
+        key: not_creatable(reference, refused[at]) if at in refused else _identity(kind, key, at)
         for at, key in enumerate(keys)
     }
-
-
-def _not_creatable(reference: Reference, why: Refusal) -> Refusal:
-    text = f"{reference.column}: no {reference.table} can be created, for {why.message}"
-    return Refusal("missing_reference", text, reference.column)
 
 
 def _identity(kind: type[Any], key: str, number: int) -> Any:

@@ -220,6 +220,8 @@ async def test_missing_teams_are_created_and_those_of_refused_rows_are_not(bench
     ]
     counts, job_id = await run(bench, rows, map={"club": "team.name"}, on_missing="create")
     assert counts == {"inserted": 3, "rejected": 3}
+    told = {row.row_no: row.message for row in await bench.verdicts(job_id)}
+    assert "club: no team can be created, for name: String should have at most" in told[5]
     async with bench.sessions() as session:
         teams = (await session.execute(sa.text("SELECT name FROM team"))).scalars().all()
     assert teams == ["Ajax"]

@@ -97,10 +97,10 @@ async def count_the_rest(run: ChunkedRun, payload: InsertRows) -> None:
 
 @chunked_job(count_the_rest, timeout_s=24 * 3600)
 async def insert_rows(run: ChunkedRun, payload: InsertRows) -> Outcome:
-    """Insert what the payload names, a transaction per chunk, in input order.
+    """Insert or update what the payload names, chunk by chunk in input order.
 
     A run after an interruption continues behind the last committed chunk. Every row gets a
-    verdict: inserted, skipped, rejected, or not_reached when the job ends early.
+    verdict, also when the job ends early.
     """
     async with _insertion(run, payload) as insertion:
         await insertion.insert_all()

@@ -17,6 +17,7 @@ from worker.outage import Outage
 
 CLOSE_TIMEOUT_S = 6.0
 """For deliveries that do not end when they are cancelled; to give one back takes 5 s at most."""
+CLAIM_WAIT_S = 0.2
 NEEDED_OF_ARQ = ("main", "async_run", "close", "_poll_iteration")
 log = structlog.get_logger("bulwark.worker")
 
@@ -35,7 +36,8 @@ def require_arq() -> None:
 class ArqWorker(arq.worker.Worker):
     """Fills its free slots by one call to Redis, then waits to be woken.
 
-    While Redis is away, running jobs go on. `carry_out` is given each message in a task of its own.
+    While Redis is away, running jobs go on. While it may not claim, messages are left to others.
+    `carry_out` is given each message in a task of its own.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class ArqWorker(arq.worker.Worker):
         ear: Ear,
         carry_out: Callable[[Message], Awaitable[None]],
         kinds: Iterable[str],
+        may_claim: Callable[[], bool] = lambda: True,
         **options: Any,
     ) -> None:
         require_arq()
         super().__init__(functions_named(kinds), poll_delay=0, handle_signals=False, **options)
         self._ear = ear
         self._carry_out = carry_out
+        self._may_claim = may_claim
         self._running: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._outage = Outage(log, "worker.redis_lost", "worker.redis_back")
@@ -59,6 +63,9 @@ class ArqWorker(arq.worker.Worker):
         free = self.max_jobs - len(self._running)
         if not self.allow_pick_jobs or free == 0:
             await self._freed.wait()
+            return
+        if not self._may_claim():
+            await asyncio.sleep(CLAIM_WAIT_S)  # nothing tells that it may again
             return
         try:
             if await self._start_due(free) < free:

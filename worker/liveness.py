@@ -43,6 +43,11 @@ class Liveness:
         self._outage = Outage(log, "beat.missed", "beat.back", worker=str(worker_id))
         self._thread = threading.Thread(target=self._run, name="bulwark-beat", daemon=True)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether PostgreSQL took the last beat."""
+        return not self._outage.lasts
+
     def start(self) -> None:
         """Begin to beat."""
         self._thread.start()

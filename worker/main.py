@@ -120,11 +120,16 @@ class Process:
             self._ear,
             self._carry_out,
             self.jobs,
+            self._is_known,
             redis_pool=self._redis,
             max_jobs=settings.max_jobs,
             on_startup=lambda _: self.start(),
             on_shutdown=lambda _: self.stop(),
         )
+
+    def _is_known(self) -> bool:
+        """Whether PostgreSQL would take a claim; if not, rings are better left to other workers."""
+        return self._liveness is None or self._liveness.is_known
 
     @property
     def told_to_stop(self) -> bool:

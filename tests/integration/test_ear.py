@@ -14,7 +14,7 @@ from db.ledger.job import PRIORITY_LIMIT, Ring
 from jobs._bell import Bell, arq_id, queue_key, wake_key
 from tests.arq_side import POLL_INTERVAL_S, hearing, running
 from tests.workers import until
-from worker import arq_worker
+from worker import outage
 from worker.arq_worker import ArqWorker
 from worker.ear import LEASE_MS, Ear, Message
 from worker.embedded import EmbeddedValkey
@@ -223,7 +223,7 @@ async def test_an_ear_to_which_redis_only_answers_errors_leaves_the_connections_
     valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a replica does after a fail-over; the relay shares the worker's other client."""
-    monkeypatch.setattr(arq_worker, "REDIS_WAIT_S", 0)
+    monkeypatch.setattr(outage, "MOST_WAIT_S", 0)
     shared, waiting = (make_redis(valkey.url, 5.0) for _ in range(2))
     ear = Ear(shared, waiting, ["default"], POLL_INTERVAL_S)
     worker = ArqWorker(ear, unheard, ["act_out"], redis_pool=shared, max_jobs=1)
@@ -239,6 +239,38 @@ async def test_an_ear_to_which_redis_only_answers_errors_leaves_the_connections_
             )
             assert {type(answer) for answer in answers} == {ReadOnlyError}
         assert await errors() > 1510, "the worker has not tried"
+
+
+async def test_a_worker_that_may_not_claim_leaves_rings_to_others(
+    client: ArqRedis, ear: Ear, redis_url: str
+) -> None:
+    asked: list[bool] = []
+    heard: list[bytes] = []
+    allowed = asyncio.Event()
+
+    def may_claim() -> bool:
+        asked.append(allowed.is_set())
+        return allowed.is_set()
+
+    async def hear(message: Message) -> None:
+        heard.append(message.arq_id)
+
+    async def is_asked_again() -> bool:
+        return len(asked) > 2
+
+    async def is_heard() -> bool:
+        return bool(heard)
+
+    pool = make_redis(redis_url, 5.0)
+    worker = ArqWorker(ear, hear, ["act_out"], may_claim, redis_pool=pool, max_jobs=1)
+    rung = rings(1)
+    await Bell(client).ring(rung)
+    async with running(worker):
+        await until(is_asked_again, "the worker looks whether it may claim")
+        assert await client.zcard(queue_key("default")) == 1
+        allowed.set()
+        await until(is_heard, "the worker claims")
+    assert set(heard) == ids(rung)
 
 
 async def unheard(message: Message) -> None:

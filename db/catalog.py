@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -106,6 +107,13 @@ class TableFacts:
 
     def column(self, name: str) -> Column:
         return next(column for column in self.columns if column.name == name)
+
+    @cached_property
+    def by_key(self) -> Mapping[str, Column]:
+        """The columns by how they may stand as a key of an index; expressions are left out."""
+        return {quote(one.name): one for one in self.columns} | {
+            one.name: one for one in self.columns
+        }
 
     def shared_order(self, columns: Sequence[str]) -> list[str]:
         """The columns of the unique indexes that rows with these columns fill.

@@ -242,13 +242,11 @@ class MeetingStage(StagedInsert):
         written = set(self._columns).intersection(*self._kinds)
         if self._merging.update is not None:
             written &= self._merging.update
-        plain = {quote(one.name) for one in self._facts.columns}
-        plain |= {one.name for one in self._facts.columns}
         names = {key.strip('"') for key in index.keys}
         revives = self._merging.on_deleted == "revive" and not names <= set(self._key)
         whole = names <= written or names <= set(self._key)
         return (
-            plain.issuperset(index.keys)
+            self._facts.by_key.keys() >= set(index.keys)
             and index.predicate in (None, LIVE)
             and (whole or (len(names) == 1 and not revives))
         )

@@ -41,9 +41,7 @@ def places_in(
 
     None if they are not all given, or if PostgreSQL may find two the same that look different.
     """
-    plain = {quote(one.name): one for one in facts.columns}
-    plain |= {one.name: one for one in facts.columns}
-    found = [plain.get(key) for key in index.keys]
+    found = [facts.by_key.get(key) for key in index.keys]
     if any(one is None or not one.comparable or one.name not in columns for one in found):
         return None
     return [columns.index(one.name) for one in found if one is not None]
@@ -57,9 +55,8 @@ def stays_apart(facts: TableFacts, index: UniqueIndex, columns: Sequence[str]) -
     key = facts.primary_key
     if index.keys in (key, tuple(map(quote, key))):
         return all(name in facts.defaulted and name not in columns for name in key)
-    plain = {quote(one.name): one for one in facts.columns}
-    plain |= {one.name: one for one in facts.columns}
-    left_out = [one for key in index.keys if (one := plain.get(key)) and one.name not in columns]
+    known = [one for key in index.keys if (one := facts.by_key.get(key))]
+    left_out = [one for one in known if one.name not in columns]
     return not index.nulls_equal and any(one.default is None for one in left_out)
 
 

@@ -234,7 +234,7 @@ class Process:
         if self._executor is not None:
             await self._executor.settle()
         if self._relay is not None:
-            await self._relay.hand_over()
+            await self._relay.hand_over(self._sign_off_by_s)
         if self._liveness is not None:
             await self._sign_off(self._liveness)
         if self._engine is not None:

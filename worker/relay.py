@@ -21,7 +21,6 @@ BATCH = 1000
 MARK_KEY = "bulwark:relay:mark"
 MARK_LEASE_S = 60
 """How long the relay that sets the mark has until the rings are due; then another may do it."""
-HAND_OVER_TIMEOUT_S = 2.0
 SWEEP_INTERVAL_S = 30.0
 LEAST_WAIT_S = 0.01
 log = structlog.get_logger("bulwark.relay")
@@ -74,16 +73,17 @@ class Relay:
                 self._postgres_outage.end()
             await asyncio.sleep(wait_s)  # a time that comes gives no sign, nor does a lost ring
 
-    async def hand_over(self) -> None:
+    async def hand_over(self, by_s: float) -> None:
         """Leave to the other relays, or to one that comes later, what this one has not rung.
 
-        Where PostgreSQL cannot be told, the mark goes, so that the next relay rings all again.
+        Where PostgreSQL cannot be told by then, on the loop's clock, the mark goes, so that the
+        next relay rings all again.
         """
         self._unclaimed |= {one.job_id for one in self._unrung}
         if not self._unclaimed and not self._owes_all:
             return
         try:
-            async with asyncio.timeout(HAND_OVER_TIMEOUT_S):
+            async with asyncio.timeout_at(by_s):
                 await self._seconds_to_next_ring()
                 await self._make_lost_rings_due()
         except DATABASE_ERRORS:

@@ -60,6 +60,11 @@ def silent(sessions: Sessions) -> Producer:
     return Producer(sessions, discover_jobs(SAMPLE_JOBS))
 
 
+def soon_s() -> float:
+    """On the loop's clock."""
+    return asyncio.get_running_loop().time() + 2.0
+
+
 @asynccontextmanager
 async def running(relay: Relay) -> AsyncIterator[None]:
     task = asyncio.create_task(relay.run_forever())
@@ -417,7 +422,7 @@ async def test_a_ring_heard_in_vain_by_a_worker_that_stops_is_rung_again_by_anot
     postgres, bench = away
     await redis.set(MARK_KEY, b"")
     executor, job_id = await heard_in_vain(postgres, bench)
-    await Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over()
+    await Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over(soon_s())
     await asyncio.to_thread(postgres.start)
     async with running(Relay(bench.sessions, redis, ("default",), 0.05, set())):
         await until_heard(redis, job_id)
@@ -437,7 +442,7 @@ async def test_a_ring_that_comes_to_a_worker_that_stops_is_left_to_the_others(
         executor = await bench.register()
         executor.stop()
         await executor.deliver(job_id)
-        await Relay(sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over()
+        await Relay(sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over(soon_s())
         await until_rung(redis, job_id, 2)
     assert await redis.exists(MARK_KEY)
 

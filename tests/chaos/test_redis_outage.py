@@ -29,6 +29,7 @@ SETTINGS = {
 }
 RESTARTS = 10
 ROWS = 60_000
+# a chunk takes long enough for Redis to die in the middle
 SLOW_INSERTS = (
     """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
        AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$""",

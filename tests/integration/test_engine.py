@@ -198,7 +198,7 @@ async def test_a_missing_database_is_no_outage(database_url: str) -> None:
 async def test_a_statement_over_the_command_timeout_is_no_outage(database_url: str) -> None:
     async with opened(database_url, command_timeout_s=0.05) as engine:
         with pytest.raises(TimeoutError) as raised:
-            await fetch(engine, "SELECT pg_sleep(60)")
+            await fetch(engine, "SELECT pg_sleep(60)")  # what is cut short
 
     assert classify(raised.value) is Fault.OTHER
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -37,6 +38,13 @@ async def names(connection: asyncpg.Connection) -> list[str]:
     return [row["name"] for row in await connection.fetch("SELECT name FROM hero ORDER BY id")]
 
 
+async def begun(bench: Bench, rows: list[dict[str, Any]]) -> tuple[UUID, "asyncio.Task[None]"]:
+    """An import in chunks of ten, and its delivery under way."""
+    payload = InsertRows(table="hero", rows=rows, chunk_rows=10)
+    job_id = (await bench.producer.enqueue(payload)).job_id
+    return job_id, asyncio.create_task(bench.deliver(job_id))
+
+
 async def test_a_chunk_whose_transaction_is_lost_takes_the_one_behind_with_it(
     bench: Bench, connection: asyncpg.Connection, obstacle: asyncpg.Connection
 ) -> None:
@@ -48,9 +56,7 @@ async def test_a_chunk_whose_transaction_is_lost_takes_the_one_behind_with_it(
     lock = obstacle.transaction()
     await lock.start()
     await obstacle.execute("LOCK TABLE bulwark.audit IN EXCLUSIVE MODE")
-    payload = InsertRows(table="hero", rows=twice, chunk_rows=10)
-    job_id = (await bench.producer.enqueue(payload)).job_id
-    running = asyncio.create_task(bench.deliver(job_id))
+    job_id, running = await begun(bench, twice)
 
     async def second_waits_for_first() -> Any:
         return await connection.fetchval(WAITS_FOR_A_ROW)
@@ -83,9 +89,7 @@ async def test_no_chunk_commits_before_the_one_in_front(
     lock = obstacle.transaction()
     await lock.start()
     await obstacle.execute("LOCK TABLE bulwark.verdict IN EXCLUSIVE MODE")
-    payload = InsertRows(table="hero", rows=rows, chunk_rows=10)
-    job_id = (await bench.producer.enqueue(payload)).job_id
-    running = asyncio.create_task(bench.deliver(job_id))
+    job_id, running = await begun(bench, rows)
     await until(
         lambda: connection.fetchval(HAS_WRITTEN_ITS_RECEIPT), "the second chunk is ready to commit"
     )

@@ -664,7 +664,7 @@ async def test_a_time_limit_of_the_works_own_is_no_outage(
 ) -> None:
     async def take_too_long(session: AsyncSession) -> None:
         async with asyncio.timeout(0.05):
-            await session.execute(text("SELECT pg_sleep(60)"))
+            await session.execute(text("SELECT pg_sleep(60)"))  # what is cut short
 
     work = Work(then=take_too_long)
 
@@ -848,7 +848,7 @@ async def test_cancellation_while_the_work_waits_rolls_back(scene: Scene) -> Non
 
 async def test_cancellation_during_a_statement_rolls_back(scene: Scene) -> None:
     async def sleep_in_the_server(session: AsyncSession) -> None:
-        await session.execute(text("SELECT pg_sleep(600)"))
+        await session.execute(text("SELECT pg_sleep(600)"))  # what is cancelled
 
     work = Work(then=sleep_in_the_server)
     task = asyncio.create_task(transaction(scene.sessions, work, name="cancelled"))

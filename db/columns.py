@@ -8,7 +8,7 @@ its own, then the sets:
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, overload
+from typing import Annotated, Any, Final, Literal, overload
 
 import sqlalchemy as sa
 from pydantic import AwareDatetime, StringConstraints
@@ -20,6 +20,22 @@ BIGINT_MAX: Final = 2**63 - 1
 
 SENSITIVE: Final[dict[str, Any]] = {"info": {"sensitive": True}}
 """Give it as `sa_column_kwargs`: the column is masked on every way out of the database."""
+
+OnParentDeleted = Literal["refuse", "cascade", "leave"]
+"""What becomes of a row that refers to one that is to be deleted softly."""
+
+
+def referring(
+    on_parent_deleted: OnParentDeleted, *, changed_by: str | None = None
+) -> dict[str, Any]:
+    """Give it as `sa_column_kwargs` of a foreign key.
+
+    While the row lives: refuse to delete the row that it refers to, delete it along with that, or
+    leave it as it is. `changed_by` names the job that alone may change the column of a row that is
+    there.
+    """
+    return {"info": {"on_parent_deleted": on_parent_deleted, "changed_by": changed_by}}
+
 
 NAME_MAX_CHARS: Final = 200
 NOTE_MAX_CHARS: Final = 2000
@@ -151,6 +167,12 @@ def unique_among_live(*columns: str) -> sa.Index:
 def deleted_first() -> sa.Index:
     """For `__table_args__`: finds deleted rows by age, and costs live rows nothing."""
     return sa.Index(None, "deleted_at", postgresql_where=sa.text("deleted_at IS NOT NULL"))
+
+
+def changed_by(column: sa.Column[Any]) -> str | None:
+    """The job that alone may change the column of a row that is there, if that is so."""
+    kind: str | None = column.info.get("changed_by")
+    return kind
 
 
 def is_sensitive(column: sa.Column[Any]) -> bool:

@@ -8,6 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from worker.exit_codes import KNOWN_ERRORS, ExitCode, explain
+from worker.logs import configure_logs
+from worker.settings import Settings, load_settings
 
 
 class CommandGroup(TyperGroup):
@@ -31,3 +33,10 @@ def end(sentence: str, code: int) -> NoReturn:
     """Say on stderr why the command ends, and end it."""
     typer.echo(f"bulwark: {sentence}", err=True)
     sys.exit(code)
+
+
+def quiet_settings() -> Settings:
+    """The settings, for a command that tells its errors itself and logs none."""
+    settings = load_settings()
+    configure_logs("critical", settings.log_format)
+    return settings

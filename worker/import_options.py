@@ -1,20 +1,14 @@
 """The options of `bulwark import`, and what they come to."""
 
-import getpass
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
 from enum import StrEnum
-from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from typer import Argument, Option
 
-from db.ledger.job import PRIORITY_LIMIT
 from jobs._mapping import Request
-from worker.exit_codes import BadInput
+from worker.arguments import JobOptions, told
 from worker.import_command import pairs
 
 Texts = list[str] | None
@@ -139,30 +133,6 @@ InPlace = Annotated[
 Spool = Annotated[
     bool, Option("--spool", help="Store what a URI names in PostgreSQL, as is done with a file.")
 ]
-IdempotencyKey = Annotated[
-    str | None,
-    Option("--idempotency-key", help="Accept the job once, however often this is repeated."),
-]
-RunAt = Annotated[
-    str | None, Option("--run-at", metavar="ISO", help="Not before, as 2030-12-31T23:00:00+01:00.")
-]
-Queue = Annotated[str | None, Option("--queue", help="The queue to wait in.")]
-Priority = Annotated[
-    int | None,
-    Option("--priority", min=-PRIORITY_LIMIT, max=PRIORITY_LIMIT, help="Higher runs first."),
-]
-Attempts = Annotated[
-    int | None, Option("--attempts", min=1, max=1000, help="How often the job may fail.")
-]
-TimeoutS = Annotated[
-    int | None, Option("--timeout-s", min=1, help="The seconds that one attempt may take.")
-]
-Actor = Annotated[
-    str | None, Option("--actor", help="Whom the audit names; otherwise your login name.")
-]
-CorrelationId = Annotated[
-    str | None, Option("--correlation-id", help="Your own id of what this belongs to.")
-]
 Plan = Annotated[
     bool,
     Option("--plan", help="Guess the rest, MODEL too, try the first rows, and write nothing."),
@@ -175,12 +145,10 @@ Once = Annotated[bool, Option("--once", help="With --watch: take what is there, 
 IntervalS = Annotated[
     float, Option("--interval-s", min=0.05, help="With --watch: the seconds between two looks.")
 ]
-Follow = Annotated[bool, Option("--follow", help="Show the progress until the job ends.")]
-AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 
 
-@dataclass(frozen=True)
-class Given:
+@dataclass(frozen=True, kw_only=True)
+class Given(JobOptions):
     """What `bulwark import` was told; each field is an argument or an option of it."""
 
     model: Model = None
@@ -204,20 +172,10 @@ class Given:
     delimiter: Delimiter = None
     in_place: InPlace = False
     spool: Spool = False
-    idempotency_key: IdempotencyKey = None
-    run_at: RunAt = None
-    queue: Queue = None
-    priority: Priority = None
-    attempts: Attempts = None
-    timeout_s: TimeoutS = None
-    actor: Actor = None
-    correlation_id: CorrelationId = None
     plan: Plan = False
     watch: Watch = None
     once: Once = False
     interval_s: IntervalS = 5.0
-    follow: Follow = False
-    as_json: AsJson = False
 
     @property
     def columns(self) -> Request:
@@ -235,7 +193,7 @@ class Given:
     @property
     def options(self) -> dict[str, Any]:
         """Further fields of InsertRows."""
-        return _told(
+        return told(
             on_conflict=self.on_conflict.value,
             update=self.update or None,
             on_deleted=self.on_deleted.value,
@@ -245,54 +203,3 @@ class Given:
             max_rejects=self.max_rejects,
             chunk_rows=self.chunk_rows,
         )
-
-    @property
-    def terms(self) -> dict[str, Any]:
-        """What `Producer.enqueue` takes."""
-        return _told(
-            idempotency_key=self.idempotency_key,
-            run_at=instant(self.run_at),
-            queue=self.queue,
-            priority=self.priority,
-            attempts=self.attempts,
-            timeout_s=self.timeout_s,
-            actor=self.actor or _login_name(),
-            correlation_id=self.correlation_id,
-        )
-
-
-def _told(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def instant(text: str | None) -> datetime | None:
-    """The time of --run-at. Raises BadInput."""
-    try:
-        return None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        raise BadInput(f"--run-at {text!r} is no ISO time such as 2030-12-31T23:00:00Z.") from None
-
-
-def _login_name() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return None  # the user id has no name on this machine
-
-
-def as_parameters(
-    command: Callable[[typer.Context, Given], None],
-) -> Callable[..., None]:
-    """The command as Typer wants it: with a parameter for each field."""
-
-    def called(ctx: typer.Context, **values: Any) -> None:
-        command(ctx, Given(**values))
-
-    first = Parameter("ctx", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    given = [
-        Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
-        for one in fields(Given)
-    ]
-    called.__signature__ = Signature([first, *given])  # type: ignore[attr-defined]  # Typer reads it
-    called.__doc__ = command.__doc__
-    return called

@@ -19,6 +19,7 @@ from db.columns import (
     Timestamped,
     Versioned,
     deleted_first,
+    referring,
     unique_among_live,
 )
 
@@ -36,7 +37,11 @@ class HeroBase(SQLModel):
         default=None, sa_type=sa.String(NAME_MAX_CHARS), description="the name given elsewhere"
     )
     team_id: Reference | None = Field(
-        default=None, foreign_key="team.id", index=True, sa_type=sa.BigInteger
+        default=None,
+        foreign_key="team.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("refuse", changed_by="transfer_heroes"),
     )
 
 

@@ -15,6 +15,7 @@ from db.columns import (
     Timestamped,
     Versioned,
     deleted_first,
+    referring,
     unique_among_live,
 )
 
@@ -24,8 +25,18 @@ if TYPE_CHECKING:
 
 
 class MembershipBase(SQLModel):
-    hero_id: Reference = Field(foreign_key="hero.id", index=True, sa_type=sa.BigInteger)
-    team_id: Reference = Field(foreign_key="team.id", index=True, sa_type=sa.BigInteger)
+    hero_id: Reference = Field(
+        foreign_key="hero.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("cascade"),
+    )
+    team_id: Reference = Field(
+        foreign_key="team.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("cascade"),
+    )
     role: Name = Field(sa_type=sa.String(NAME_MAX_CHARS))
 
 

@@ -16,6 +16,7 @@ from db.columns import (
     Timestamped,
     Versioned,
     deleted_first,
+    referring,
 )
 
 if TYPE_CHECKING:
@@ -24,12 +25,25 @@ if TYPE_CHECKING:
 
 
 class TransferBase(SQLModel):
-    hero_id: Reference = Field(foreign_key="hero.id", index=True, sa_type=sa.BigInteger)
+    hero_id: Reference = Field(
+        foreign_key="hero.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("leave"),
+    )
     from_team_id: Reference | None = Field(
-        default=None, foreign_key="team.id", index=True, sa_type=sa.BigInteger
+        default=None,
+        foreign_key="team.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("leave"),
     )
     to_team_id: Reference | None = Field(
-        default=None, foreign_key="team.id", index=True, sa_type=sa.BigInteger
+        default=None,
+        foreign_key="team.id",
+        index=True,
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("leave"),
     )
     transferred_at: Instant = Field(
         default=None, nullable=False, sa_column_kwargs={"server_default": sa.func.now()}

@@ -1,0 +1,23 @@
+"""`bulwark health`: whether servers and workers are fit."""
+
+import asyncio
+
+import typer
+
+from worker import listings
+from worker.arguments import AsJson
+from worker.command_group import quiet_settings
+from worker.exit_codes import ExitCode
+from worker.health import check_health
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(health)
+
+
+def health(as_json: AsJson = False) -> None:
+    """Tell whether servers and workers are fit; the exit code is 0 if so, otherwise 1."""
+    found = asyncio.run(check_health(quiet_settings()))
+    listings.show_health(found, as_json=as_json)
+    if not found.healthy:
+        raise typer.Exit(ExitCode.FAILED)

@@ -1,8 +1,9 @@
 """The statement that overwrites rows by staged ones and tells what was in them before; SQL only.
 
 What is noted of a row that is met stands in the table MATCH: row_no, when it was deleted, its
-place and the transaction in which it got there, which tell its version, its keys k0, k1, ... and
-its present values o0, o1, ... by the number of the column.
+place and the transaction in which it got there, which tell whether it is still the same, the
+version that it counts, its keys k0, k1, ... and its present values o0, o1, ... by the number of the
+column.
 """
 
 from collections.abc import Collection, Sequence
@@ -58,8 +59,9 @@ class Overwriting:
         keys = [f"{table}.{quote(name)} AS {key}" for name, key in own]
         old = [f"{table}.{quote(name)} AS {self.old(name)}" for name in self.imaged]
         deleted = f"{table}.deleted_at" if self.soft else "CAST(NULL AS timestamptz)"
-        version = [f"{table}.ctid AS place", f"{table}.xmin AS born"]
-        return ", ".join([f"{deleted} AS deleted_at", *version, *keys, *old])
+        version = f"{table}.version" if "version" in self._places else "CAST(NULL AS bigint)"
+        found = [f"{table}.ctid AS place", f"{table}.xmin AS born", f"{version} AS version"]
+        return ", ".join([f"{deleted} AS deleted_at", *found, *keys, *old])
 
     def old(self, name: str) -> str:
         return f"o{self._places[name]}"
@@ -72,12 +74,13 @@ class Overwriting:
         return " AND ".join(f"{table}.{quote(name)} = {met}.{key}" for name, key in own)
 
     def update(self, columns: Sequence[str], span: tuple[int, int] | None, *, revive: bool) -> str:
-        """Overwrite what differs; returns row_no, key, before and before_sensitive.
+        """Overwrite what differs; returns row_no, key, before, before_sensitive and version.
 
         OFFSET 0 keeps the planner from computing twice what differs. The source has names of its
         own, so that the model's expressions mean the target's columns.
         """
         source = [f"s.{ROW_NO} AS row_no", "m.place", "m.deleted_at AS was_deleted_at"]
+        source.append("m.version AS was_version")
         source += [f"m.{key}" for key in self.keys]
         values: dict[str, str] = {}
         for name in columns:
@@ -102,7 +105,7 @@ class Overwriting:
             f"JOIN {STAGE} AS s ON s.{ROW_NO} = m.row_no WHERE {' AND '.join(where)} OFFSET 0) "
             f"AS n WHERE {self.same_row_as_met('t', 'n')} AND ({'true' if revive else changed}) "
             f"RETURNING n.row_no, jsonb_build_array({keys}) AS key, {shown} AS before, "
-            f"{hidden} AS before_sensitive"
+            f"{hidden} AS before_sensitive, n.was_version AS version"
         )
 
     def _new(self, name: str) -> str:

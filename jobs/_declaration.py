@@ -24,7 +24,7 @@ from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_type_hints
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.ledger.job import PRIORITY_LIMIT
+from db.ledger.job import PRIORITY_LIMIT, Claim
 from jobs._errors import DeclarationError, UnknownJob
 from jobs._run import ChunkedRun
 
@@ -74,23 +74,34 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Job(Generic[P]):
-    """A declared job. `chunked` jobs open one transaction per chunk, others are given theirs."""
+    """A declared job. `chunked` jobs open one transaction per chunk, others are given theirs.
+
+    One that is `claimed` is given its claim, too.
+    """
 
     kind: str
     payload: type[P]
-    run: Callable[[Any, P], Awaitable[Outcome]]
+    run: Callable[..., Awaitable[Outcome]]
     chunked: bool
+    claimed: bool = False
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
     defaults: Defaults = field(default_factory=Defaults)
 
 
 def job(
     **options: Unpack[Options],
-) -> Callable[[Callable[[AsyncSession, P], Awaitable[Outcome]]], Job[P]]:
+) -> Callable[
+    [
+        Callable[[AsyncSession, P], Awaitable[Outcome]]
+        | Callable[[AsyncSession, P, Claim], Awaitable[Outcome]]
+    ],
+    Job[P],
+]:
     """Declare a job that fits in one transaction.
 
     The function gets the open session, inside the fence; what it writes commits together with
-    the job's end. It must not commit, and may run more than once.
+    the job's end. It must not commit, and may run more than once. With a third parameter it gets
+    its claim, in whose name the audit is written.
     """
     return lambda run: _declare(run, chunked=False, options=options)
 
@@ -108,8 +119,8 @@ def chunked_job(
 
 
 def _declare(
-    run: Callable[[Any, P], Awaitable[Outcome]], *, chunked: bool, options: Options
-) -> Job[P]:
+    run: Callable[..., Awaitable[Outcome]], *, chunked: bool, options: Options
+) -> Job[Any]:
     name = getattr(run, "__name__", repr(run))
     known = [one.name for one in fields(Defaults)]
     for option in options:
@@ -121,7 +132,8 @@ def _declare(
         raise DeclarationError(f"job {name}: {problem}")
     if not inspect.iscoroutinefunction(run):
         raise DeclarationError(f"job {name}: it must be an `async def` function")
-    return Job(name, _payload_class(run, name), run, chunked, defaults=Defaults(**options))
+    hints = _parameters(run, name, most=2 if chunked else 3)
+    return Job(name, hints[1], run, chunked, claimed=len(hints) == 3, defaults=Defaults(**options))
 
 
 def complaint(options: Mapping[str, Any]) -> str | None:
@@ -141,7 +153,8 @@ def complaint(options: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _payload_class(run: Callable[..., Any], name: str) -> type[Any]:
+def _parameters(run: Callable[..., Any], name: str, *, most: int) -> list[Any]:
+    """The annotations of its parameters, the second of which is its payload class."""
     try:
         hints = get_type_hints(run)
     except NameError as error:
@@ -149,13 +162,16 @@ def _payload_class(run: Callable[..., Any], name: str) -> type[Any]:
             f"job {name}: an annotation cannot be read ({error}); import or define it at the "
             "top of the module, outside `if TYPE_CHECKING`"
         ) from None
-    parameters = list(inspect.signature(run).parameters)
-    payload = hints.get(parameters[1]) if len(parameters) == 2 else None
+    found = [hints.get(one) for one in inspect.signature(run).parameters]
+    payload = found[1] if 2 <= len(found) <= most else None
     if not (isinstance(payload, type) and issubclass(payload, Payload)):
+        count = "two" if most == 2 else "two or three"
         raise DeclarationError(
-            f"job {name}: its second of two parameters must be annotated with a Payload class"
+            f"job {name}: its second of {count} parameters must be annotated with a Payload class"
         )
-    return payload
+    if len(found) == 3 and found[2] is not Claim:
+        raise DeclarationError(f"job {name}: its third parameter must be annotated with Claim")
+    return found
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

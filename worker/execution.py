@@ -260,7 +260,8 @@ class Executor:
                 if await job.ended_by(session, held) == State.SUCCEEDED:
                     raise AlreadyCommitted(outcome) from None
                 raise
-            outcome = await declared.run(session, payload)
+            given = (session, payload, held) if declared.claimed else (session, payload)
+            outcome = await declared.run(*given)
             await job.end(session, held, State.SUCCEEDED, outcome=outcome)
             return outcome
 

@@ -41,6 +41,7 @@ audit = sa.Table(
     sa.Column("keys", JSONB, nullable=False),
     sa.Column("before", JSONB),
     sa.Column("before_sensitive", JSONB),
+    sa.Column("version", sa.BigInteger),
     schema=SCHEMA,
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -112,14 +113,15 @@ class Journal:
     def sql(self, source: str, action: str) -> tuple[str, dict[str, Any]]:
         """A statement that writes a line for each row of the source, and what it binds.
 
-        The source has row_no, once each, key as a JSON array, before and before_sensitive.
+        The source has row_no, once each, key as a JSON array, before, before_sensitive, and the
+        version that the row had, null in a table that counts none.
         """
         statement = (
             "INSERT INTO bulwark.audit (job_id, chunk_no, entry_no, claim_id, kind, actor, "
-            "correlation_id, action, table_name, rows, keys, before, before_sensitive) "
+            "correlation_id, action, table_name, rows, keys, before, before_sensitive, version) "
             "SELECT :job_id, :chunk_no, :first_entry + row_no, :claim_id, :kind, "
             "CAST(:actor AS text), CAST(:correlation_id AS text), :action, :table_name, 1, "
-            "jsonb_build_object('keys', jsonb_build_array(key)), before, before_sensitive "
+            "jsonb_build_object('keys', jsonb_build_array(key)), before, before_sensitive, version "
             f"FROM {source}"
         )
         return statement, {
@@ -176,6 +178,7 @@ _PUBLIC = (
     audit.c.rows,
     audit.c["keys"],
     audit.c.before,
+    audit.c.version,
 )
 
 

@@ -339,7 +339,7 @@ def test_the_audit_tells_who_inserted_what(town: Town, heroes: dict[str, Any]) -
 
     assert " ".join(entry) == (
         "job_id chunk_no entry_no at xid claim_id kind actor correlation_id action table_name "
-        "rows keys before"
+        "rows keys before version"
     )
     assert (entry["actor"], entry["correlation_id"]) == ("Zoë", "c-1")
     assert (entry["action"], entry["table_name"], entry["rows"]) == ("insert", "hero", 2)

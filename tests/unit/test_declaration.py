@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import jobs
+from db.ledger.job import Claim
 from jobs import (
     ChunkedRun,
     DeclarationError,
@@ -144,6 +145,11 @@ async def without_payload(session: AsyncSession) -> None: ...
 async def with_one_more(session: AsyncSession, payload: MoveTeam, more: int) -> None: ...
 
 
+async def with_two_more(
+    session: AsyncSession, payload: MoveTeam, held: Claim, more: int
+) -> None: ...
+
+
 async def without_annotation(session, payload) -> None:  # type: ignore[no-untyped-def]  # what is refused
     """Nothing says what it takes."""
 
@@ -159,7 +165,8 @@ async def with_a_late_import(session: AsyncSession, payload: "Decimal") -> None:
     [
         (plain, "it must be an `async def` function"),
         (without_payload, "must be annotated with a Payload class"),
-        (with_one_more, "must be annotated with a Payload class"),
+        (with_one_more, "its third parameter must be annotated with Claim"),
+        (with_two_more, "must be annotated with a Payload class"),
         (without_annotation, "must be annotated with a Payload class"),
         (with_a_dict, "must be annotated with a Payload class"),
         (with_a_late_import, "outside `if TYPE_CHECKING`"),

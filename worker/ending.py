@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.errors import ClaimLost
 from db.ledger import job
 from db.ledger.job import Claim, Reason, State
+from db.ledger.verdict import write_verdicts
 from db.retry import job_backoff_s
 from jobs._declaration import Outcome
-from jobs._errors import TryLater
+from jobs._errors import Rejected, TryLater
 
 MAX_ERROR_CHARS = 4000
 log = structlog.get_logger("bulwark.execution")
@@ -66,17 +67,40 @@ def succeeded(held: Claim, outcome: Outcome) -> Ending:
     )
 
 
-def failed(held: Claim, reason: Reason, text: str) -> Ending:
+def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = None) -> Ending:
+    """The job has failed for good; what its refusal says of its rows is written with that."""
+
+    async def change(session: AsyncSession) -> None:
+        counts = None if refusal is None else refusal.counts
+        await job.end(
+            session,
+            held,
+            State.FAILED,
+            reason=reason,
+            error=_storable(text),
+            outcome=None if counts is None else {"verdicts": dict(counts)},
+        )
+        if refusal is not None:
+            await write_verdicts(
+                session,
+                held.job_id,
+                [replace(one, message=_storable(one.message)) for one in refusal.verdicts],
+            )
+
     return _ending(
         held,
         State.FAILED,
-        lambda session: job.end(session, held, State.FAILED, reason=reason, error=_storable(text)),
+        change,
         "ERROR",
         "job.failed",
         attempt=held.attempt + 1,
         reason=reason.value,
         error=text,
     )
+
+
+def rejected(held: Claim, refusal: Rejected) -> Ending:
+    return failed(held, Reason.REJECTED, str(refusal), refusal)
 
 
 def requeued(

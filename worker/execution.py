@@ -21,7 +21,7 @@ from jobs._declaration import Job, Jobs, Outcome, Payload
 from jobs._errors import Rejected, TryLater
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
-from worker.ending import Ending, deferred, failed, outlived, requeued, succeeded, tried
+from worker.ending import Ending, deferred, outlived, rejected, requeued, succeeded, tried
 from worker.liveness import Liveness
 
 GIVE_BACK_TIMEOUT_S = 5.0
@@ -224,7 +224,7 @@ class Executor:
                     return succeeded(held, outcome)
                 outcome = await self._single(held, declared, payload)
         except Rejected as error:
-            return failed(held, Reason.REJECTED, str(error))
+            return rejected(held, error)
         except TryLater as error:
             return deferred(held, self.jobs[held.kind].defaults.max_age, error)
         except ClaimLost:

@@ -139,7 +139,12 @@ class Rosters:
             if team is None:
                 return Refusal("unknown_team", f"there is no team {team_id}", column)
             if team.deleted:
-                return Refusal("deleted_team", f"{team} is deleted; restore it first", column)
+                way = (
+                    "let its heroes come from anywhere"
+                    if column == "from_team_id"
+                    else "restore it"
+                )
+                return Refusal("deleted_team", f"{team} is deleted; {way}", column)
         return None
 
     def _moved(self, move: Move) -> Refusal | None:
@@ -153,7 +158,8 @@ class Rosters:
             text = f"{hero} is at version {hero.version}, not at the expected {move.expect_version}"
             return Refusal(VERSION_CONFLICT, text, "version")
         if hero.team_id != start:
-            text = f"{hero} is in {self._name(hero.team_id)}, not in {self._name(start)}"
+            wrong = "no free agent" if start is None else f"not in {self._name(start)}"
+            text = f"{hero} is in {self._name(hero.team_id)}, and {wrong}"
             return Refusal("not_in_from_team", text, "from_team_id")
         return None
 

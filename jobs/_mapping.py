@@ -42,7 +42,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Request:
-    """What the payload says about columns."""
+    """What the payload says about columns.
+
+    The rows of a `partial` input say what is to change, and need not give all that a row must have.
+    """
 
     map: Mapping[str, str]
     constants: Mapping[str, Any]
@@ -50,6 +53,7 @@ class Request:
     ignore: Sequence[str]
     ignore_unknown: bool
     expect_version: str | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,6 +289,8 @@ class _Planner:
                     f"(columns: {', '.join(self._columns)}); does the first line name the columns? "
                     f"Map one with --map COLUMN={name}"
                 )
+        if self._request.partial:
+            return
         given = {*self._sources, *defaulted(self._create)}
         if _has_validators(self._create):
             given.update(self._create.model_fields)

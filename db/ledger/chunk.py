@@ -13,6 +13,9 @@ from sqlmodel import SQLModel
 from db.errors import AlreadyCommitted
 from db.ledger.job import SCHEMA, Claim
 
+SELECTION = -1
+"""The number of the receipt that fixes which rows a filter selected."""
+
 OPENING = 0
 """The number of the receipt that fixes what the input is; the chunks of rows count from 1."""
 
@@ -129,11 +132,11 @@ async def read_receipt(session: AsyncSession, job_id: UUID, chunk_no: int) -> Re
 
 
 async def last_receipt(session: AsyncSession, job_id: UUID) -> Receipt | None:
-    """The receipt with the highest number; chunks of a job are committed in order."""
+    """The receipt with the highest number, if any chunk is begun; they are committed in order."""
     row = (
         await session.execute(
             sa.select(*_COLUMNS)
-            .where(chunk.c.job_id == job_id)
+            .where(chunk.c.job_id == job_id, chunk.c.chunk_no >= OPENING)
             .order_by(chunk.c.chunk_no.desc())
             .limit(1)
         )

@@ -1,4 +1,4 @@
-"""An insertion that commits everything at its end, or nothing."""
+"""A bulk write that commits everything at its end, or nothing, or only tries."""
 
 import asyncio
 import time
@@ -21,39 +21,42 @@ from jobs._run import ChunkEffect, TakeReceipt
 from jobs._turn import Turn, cancel, one_ahead
 
 if TYPE_CHECKING:
-    from jobs._insertion import Insertion
+    from jobs._bulk_write import BulkWrite
 
 TELL_INTERVAL_S = 1.0
 log = structlog.get_logger("bulwark.jobs")
 
 
-class _Refused(Exception):
-    """The rows read so far hold more refused ones than there may be."""
+class _Undone(Exception):
+    """The rows read so far are not to be kept: too many were refused, or it was a trial."""
 
-    def __init__(self, last: Part, filtered: int, verdicts: list[RowVerdict]) -> None:
+    def __init__(
+        self, last: Part, filtered: int, verdicts: list[RowVerdict], counts: Counter[str]
+    ) -> None:
         super().__init__(last.number)
         self.last = last
         self.filtered = filtered
         self.verdicts = verdicts
+        self.counts = counts
 
 
-class Atomic:
-    """All chunks of one insertion in one transaction."""
+class Together:
+    """All chunks of one bulk write in one transaction."""
 
-    def __init__(self, insertion: "Insertion") -> None:
-        self._insertion = insertion
+    def __init__(self, writing: "BulkWrite") -> None:
+        self._writing = writing
         self._told_s = time.monotonic()
         self._telling: asyncio.Task[None] | None = None
 
-    async def insert_all(self) -> Receipt | None:
-        """Insert everything, or nothing but the verdicts on what stood against it.
+    async def write_all(self) -> Receipt | None:
+        """Write everything, or nothing but the verdicts.
 
-        Returns that one receipt, and None when everything is inserted.
+        Returns that one receipt, and None when everything is written.
         """
         try:
-            await self._insertion.run.commit_chunks(self._effects)
-        except _Refused as refused:
-            return await self._record(refused)
+            await self._writing.run.commit_chunks(self._effects)
+        except _Undone as undone:
+            return await self._record(undone)
         finally:
             await self._hush()
         return None
@@ -61,28 +64,34 @@ class Atomic:
     async def _effects(
         self, session: AsyncSession, take: TakeReceipt
     ) -> AsyncGenerator[ChunkEffect, None]:
-        insertion = self._insertion
+        writing = self._writing
         verdicts: list[RowVerdict] = []
+        counts: Counter[str] = Counter()
         filtered = 0
+        part = None
         turn = Turn()
-        chunks = insertion.prepared(session)
-        if not insertion.plan.references:  # otherwise both would use the session at once
-            chunks = one_ahead(chunks, insertion.outside)
+        chunks = writing.prepared(session)
+        if not writing.plan.references:  # otherwise both would use the session at once
+            chunks = one_ahead(chunks, writing.outside)
         async with aclosing(chunks):
             async for ready in chunks:
                 part = ready.part
                 await take(part.number, part.span)
                 try:
-                    effect = await insertion.work(session, ready, turn)
+                    effect = await writing.work(session, ready, turn)
                 except Stale:
                     raise Race from None
                 verdicts += effect.verdicts
+                counts.update(effect.receipt.counts)
                 filtered += effect.receipt.filtered
-                if insertion.too_many(len(verdicts)):
-                    raise _Refused(part, filtered, verdicts)
+                if writing.too_many(writing.rules.rejects(counts)):
+                    refused = Counter(str(verdict.verdict) for verdict in verdicts)
+                    raise _Undone(part, filtered, verdicts, refused)
                 yield effect
                 self._tell(part.span)
         await self._hush()
+        if writing.rules.dry_run and part is not None:
+            raise _Undone(part, filtered, verdicts, counts)
 
     def _tell(self, span: Span) -> None:
         """Now and then tell others how far it is, in a transaction beside this one."""
@@ -92,7 +101,7 @@ class Atomic:
         self._told_s = now_s
         rows = span.first_row + span.rows - 1
         telling = self._say(rows, span.end_byte)
-        self._telling = asyncio.create_task(telling, context=self._insertion.outside.copy())
+        self._telling = asyncio.create_task(telling, context=self._writing.outside.copy())
 
     async def _hush(self) -> None:
         """What is still to be told is not worth telling."""
@@ -101,13 +110,13 @@ class Atomic:
 
     async def _say(self, rows: int, end_byte: int) -> None:
         try:
-            await self._insertion.run.tell_progress(rows, end_byte)
+            await self._writing.run.tell_progress(rows, end_byte)
         except DATABASE_ERRORS as error:
             log.warning("job.progress_untold", reason=describe(error))
 
-    async def _record(self, refused: _Refused) -> Receipt:
-        """Commit, as one chunk, what was refused of the rows that were read."""
-        start, last = self._insertion.position, refused.last.span
+    async def _record(self, undone: _Undone) -> Receipt:
+        """Commit, as one chunk, what became, or would, of the rows that were read."""
+        start, last = self._writing.position, undone.last.span
         span = Span(
             start.row,
             last.first_row + last.rows - start.row,
@@ -116,13 +125,13 @@ class Atomic:
             start.line,
             last.next_line,
         )
-        counts = Counter(str(verdict.verdict) for verdict in refused.verdicts)
-        counts[Verdict.NOT_REACHED] = span.rows - refused.filtered - counts.total()
+        counts = undone.counts
+        counts[Verdict.NOT_REACHED] = span.rows - undone.filtered - counts.total()
         told = {name: count for name, count in counts.items() if count}
-        receipt = Receipt(start.chunk_no, span, refused.filtered, told)
-        verdicts = [replace(verdict, chunk_no=start.chunk_no) for verdict in refused.verdicts]
+        receipt = Receipt(start.chunk_no, span, undone.filtered, told)
+        verdicts = [replace(verdict, chunk_no=start.chunk_no) for verdict in undone.verdicts]
 
         async def work(_: AsyncSession) -> ChunkEffect:
             return ChunkEffect(receipt, verdicts)
 
-        return await self._insertion.run.commit_chunk(start.chunk_no, span, work)
+        return await self._writing.run.commit_chunk(start.chunk_no, span, work)

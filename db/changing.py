@@ -6,6 +6,7 @@ applied one by one. Whatever another transaction changes meanwhile is looked up 
 locks, or raises Race, and the chunk is replayed.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import Batch
 from db.catalog import TableFacts, UniqueIndex, quote
+from db.dependents import Dependents, DependentStage
 from db.ledger.audit import Journal
 from db.ledger.verdict import Verdict
-from db.matching import MatchStage, in_turn
+from db.matching import in_turn
 from db.meeting import DELETED, LIVE
 from db.merging import Given
 from db.outcome import Written
@@ -25,6 +27,7 @@ from db.refusal import NOT_THERE, Refusal, RowFault, savepoint
 from db.staging import ROW_NO, STAGE
 from db.unique_values import touched_by
 
+NO_DEPENDENTS = Dependents()
 _VERDICTS = {
     OVERWRITE: Verdict.UPDATED,
     DELETE: Verdict.DELETED,
@@ -44,21 +47,30 @@ class Change:
     journal: Journal
     table: sa.Table
     sensitive: frozenset[str] = frozenset()
+    dependents: Dependents = NO_DEPENDENTS
     only: sa.ColumnElement[bool] | None = None
 
 
 @dataclass(frozen=True)
 class Changed(Written):
-    """Rows that were there: changed by the effect, or left as they are."""
+    """Rows that were there: changed by the effect, or left as they are.
+
+    `along` are the rows of other tables that were changed with them.
+    """
 
     effect: Effect
     rows: frozenset[int] = frozenset()
     unchanged: frozenset[int] = frozenset()
     refused: dict[int, Refusal] = field(default_factory=dict)
+    along: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def changed(self) -> Mapping[str, int]:
         return {self.effect.action: len(self.rows)} if self.rows else {}
+
+    @property
+    def changed_along(self) -> Mapping[str, Mapping[str, int]]:
+        return {table: {self.effect.action: rows} for table, rows in self.along.items() if rows}
 
     def taken(self) -> Mapping[Verdict, Collection[int]]:
         return {_VERDICTS[self.effect]: self.rows, Verdict.UNCHANGED: self.unchanged}
@@ -87,7 +99,7 @@ async def change_rows(
     return stage.changed().accounting_for(len(batch))
 
 
-class _Change(MatchStage):
+class _Change(DependentStage):
     """A staging table whose rows name rows of the table."""
 
     def __init__(
@@ -105,6 +117,9 @@ class _Change(MatchStage):
         self._changed: set[int] = set()
         self._unchanged: set[int] = set()
         self._clashing: dict[int, Refusal] = {}
+        self._dependents = change.dependents
+        self._taken_along = {}
+        self._changed_along = Counter()
 
     # Matching
 
@@ -137,7 +152,9 @@ class _Change(MatchStage):
         indexes = () if self._effect is DELETE else self._facts.unique_indexes
         written = self._written if self._effect is OVERWRITE else ["deleted_at"]
         touched = [index for index in indexes if touched_by(index, written)]
-        if self._facts.changes_on_update or not all(map(self._is_foreseeable, touched)):
+        names_each_other = self._facts.own_parent and self._effect is not OVERWRITE
+        alone = self._facts.changes_on_update or names_each_other
+        if alone or not all(map(self._is_foreseeable, touched)):
             return [[row] for row in rows] or [[]]
         groups = await self._meeting_the_same()
         if self._effect is RESTORE:
@@ -218,11 +235,25 @@ class _Change(MatchStage):
             await self._refuse_outdated()
         if self._change.only is not None:
             await self._leave_others(self._change.only)
+        if self._effect is not OVERWRITE:
+            await self._judge_dependents()
+        before = set(self._changed)
         if self._written or self._effect is not OVERWRITE:
             await self._update_met()
         await self._explain_clashes()
+        await self._take_along(self._changed - before)
         done = self._changed | self._refused.keys()
         self._unchanged |= (met & self._loaded) - done
+
+    async def _judge_dependents(self) -> None:
+        """Refuse the rows that may not go, or come back, because of others."""
+        await self._gather()
+        if self._effect is DELETE:
+            await self._refuse_referenced()
+        else:
+            await self._refuse_orphans()
+            await self._refuse_taken_values()
+        await self._hold(self._refused.keys())
 
     async def _leave_others(self, only: sa.ColumnElement[bool]) -> None:
         """Take out of MATCH the rows that do not fulfil a condition."""
@@ -291,7 +322,8 @@ class _Change(MatchStage):
     def changed(self) -> Changed:
         """What became of the rows, once nothing more is to be changed."""
         changed, unchanged = frozenset(self._changed), frozenset(self._unchanged)
-        return Changed(self._effect, changed, unchanged, self._refused)
+        along = dict(self._changed_along)
+        return Changed(self._effect, changed, unchanged, self._refused, along)
 
 
 def _places(index: UniqueIndex) -> list[str]:

@@ -43,6 +43,11 @@ class Written(ABC):
         """How many rows that were there were changed, by the action that the audit tells."""
         return {}
 
+    @property
+    def changed_along(self) -> Mapping[str, Mapping[str, int]]:
+        """By table, how many rows of others were changed with them, by action."""
+        return {}
+
     def wrote(self, field_name: str, update: frozenset[str] | None) -> Collection[int]:
         """The rows of which this field went into the table; `update` may be about certain ones."""
         raise NotImplementedError(f"{type(self).__name__} creates no rows that {field_name} names")

@@ -70,7 +70,8 @@ class BulkWrite:
     ) -> "BulkWrite":
         """Check the input against the model before any row is touched, and find where to go on."""
         facts = await run.read(lambda session: read_facts(session, model.table))
-        plan = make_plan(request, source.columns, model.name, model.create, facts)
+        columns, partial = source.columns, rules.partial
+        plan = make_plan(request, columns, model.name, model.create, facts, partial=partial)
         if rules.update is not None:
             require_given(rules.update, plan, model.name)
         creatable = rules.on_missing == "create"

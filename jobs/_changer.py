@@ -1,18 +1,22 @@
 """Writing the rows of a chunk over those that they name: overwritten, deleted or restored."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.changing import Change, Changed, change_rows
+from db.changing import NO_DEPENDENTS, Change, Changed, change_rows
 from db.columns import changed_by
+from db.dependents import Dependents
 from db.merging import Given
 from db.overwriting import OVERWRITE, Effect
+from db.registry import Model
 from db.unique_values import touched_by
 from jobs._errors import InputError
 from jobs._filter import Filter
+from jobs._mapping import Plan
 from jobs._preparation import Prepared
 from jobs._turn import Turn
 from jobs._writer import Ready, Writer
@@ -28,24 +32,13 @@ class Changer(Writer):
     effect: Effect
     key: tuple[str, ...]
     kind: str
+    dependents: Dependents = NO_DEPENDENTS
     filter: Filter | None = None
     in_front: set[Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError about columns that this job may not change, or when there are none."""
-        changed = [name for name in self.plan.given if name not in self.key]
-        for name in changed:
-            kind = changed_by(self.model.table.c[name])
-            if kind not in (None, self.kind):
-                raise InputError(
-                    f"{self.model.name}.{name} is changed by {kind} alone; leave it out, a column "
-                    f"of the input with --ignore {name}"
-                )
-        if self.effect is OVERWRITE and self.plan.given and not changed:
-            raise InputError(
-                f"nothing but the key of {self.model.name} is given; name a column to change, or "
-                "give a value for all rows with --set"
-            )
+        changes = self.effect is OVERWRITE
+        require_changeable(self.plan, self.key, self.model, self.kind, changes=changes)
 
     @property
     def _finds_by_primary_key(self) -> bool:
@@ -89,8 +82,31 @@ class Changer(Writer):
             self.journal(ready.part),
             self.model.table,
             self.model.sensitive_columns,
+            self.dependents,
             still,
         )
         return await change_rows(
             session, self.facts, self.columns, prepared.batch, given, change, turn.may_look
+        )
+
+
+def require_changeable(
+    plan: Plan, key: Sequence[str], model: Model, kind: str, *, changes: bool
+) -> None:
+    """Raise InputError about columns that a job of this kind may not change, or if there are none.
+
+    An input without columns has no rows either.
+    """
+    changed = [name for name in plan.given if name not in key]
+    for name in changed:
+        alone = changed_by(model.table.c[name])
+        if alone not in (None, kind):
+            raise InputError(
+                f"{model.name}.{name} is changed by {alone} alone; leave it out, a column of the "
+                f"input with --ignore {name}"
+            )
+    if changes and plan.given and not changed:
+        raise InputError(
+            f"nothing but the key of {model.name} is given; name a column to change, or give a "
+            "value for all rows with --set"
         )

@@ -42,10 +42,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Request:
-    """What the payload says about columns.
-
-    The rows of a `partial` input say what is to change, and need not give all that a row must have.
-    """
+    """What the payload says about columns."""
 
     map: Mapping[str, str]
     constants: Mapping[str, Any]
@@ -53,7 +50,6 @@ class Request:
     ignore: Sequence[str]
     ignore_unknown: bool
     expect_version: str | None = None
-    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,15 +96,23 @@ class Plan:
 
 
 def make_plan(
-    request: Request, columns: Sequence[str], model: str, create: type[BaseModel], facts: TableFacts
+    request: Request,
+    columns: Sequence[str],
+    model: str,
+    create: type[BaseModel],
+    facts: TableFacts,
+    *,
+    partial: bool = False,
 ) -> Plan:
     """Match the input's columns with the model's fields.
+
+    The rows of a `partial` input say what is to change, and need not give all that a row must have.
 
     Raises InputError on a column, field or table that is not known, on a field that is given
     twice, on one that must be given and is not, on a constant with which every row would be
     rejected, and on columns that lead nowhere.
     """
-    return _Planner(request, list(columns), model, create, facts).plan()
+    return _Planner(request, list(columns), model, create, facts, partial=partial).plan()
 
 
 class _Planner:
@@ -119,8 +123,11 @@ class _Planner:
         model: str,
         create: type[BaseModel],
         facts: TableFacts,
+        *,
+        partial: bool,
     ) -> None:
         self._request = request
+        self._partial = partial
         self._columns = columns
         self._index = {name: index for index, name in enumerate(columns)}
         self._model = model
@@ -289,7 +296,7 @@ class _Planner:
                     f"(columns: {', '.join(self._columns)}); does the first line name the columns? "
                     f"Map one with --map COLUMN={name}"
                 )
-        if self._request.partial:
+        if self._partial:
             return
         given = {*self._sources, *defaulted(self._create)}
         if _has_validators(self._create):

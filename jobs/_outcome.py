@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from db.ledger.audit import Changes, Entry
-from db.ledger.chunk import Receipt
+from db.ledger.chunk import ALONG, Receipt
 from db.ledger.verdict import RowVerdict, Verdict
 from db.outcome import Written, verdict_of
 from db.refusal import Refusal
@@ -54,6 +54,11 @@ class Outcome:
             used[one] = {self.prepared.records[position][at] for position in written}
         return used
 
+    @property
+    def _detail(self) -> Mapping[str, Any] | None:
+        along = {table: sum(by.values()) for table, by in self.written.changed_along.items()}
+        return {ALONG: along} if along else None
+
     def effect(
         self, part: Part, filtered: int, table: str, entries: Sequence[Entry]
     ) -> ChunkEffect:
@@ -63,12 +68,12 @@ class Outcome:
         keys = self.written.inserted_keys
         if keys is not None and (inserted := counts[Verdict.INSERTED]):
             entries = [Entry("insert", table, inserted, keys), *entries]
-        changed = self.written.changed
+        changes = {table: self.written.changed, **self.written.changed_along}
         return ChunkEffect(
-            Receipt(part.number, part.span, filtered, without_zeros(counts)),
+            Receipt(part.number, part.span, filtered, without_zeros(counts), self._detail),
             [_row_verdict(part, position, why) for position, why in sorted(self.refused.items())],
             entries,
-            Changes(table, changed) if changed else None,
+            [Changes(name, counts) for name, counts in changes.items() if counts],
         )
 
 

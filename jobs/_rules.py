@@ -12,7 +12,7 @@ class Rules:
     """How large a chunk may be, how many rejects go, and whether it is all or nothing, or a trial.
 
     `max_rows` is how many rows the input may have. A `dry_run` ends as the job would, and changes
-    nothing.
+    nothing. The rows of a `partial` input need not give all that a row must have.
     """
 
     chunk_rows: int
@@ -23,6 +23,7 @@ class Rules:
     update: frozenset[str] | None = None
     atomic: bool = False
     dry_run: bool = False
+    partial: bool = False
 
     def rejects(self, counts: Mapping[str, int]) -> int:
         """How many rows count as rejected: where all must go in, those that miss theirs too."""

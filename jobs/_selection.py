@@ -1,23 +1,27 @@
 """Which rows of a table a job changes: by their keys, from an input, or by a filter."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, model_validator
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, read_facts
+from db.changing import NO_DEPENDENTS
+from db.columns import OnParentDeleted
 from db.errors import UnknownModel
 from db.overwriting import Effect
 from db.registry import Model
 from jobs._bulk_write import BulkWrite
-from jobs._changer import Changer
+from jobs._changer import Changer, require_changeable
 from jobs._declaration import Payload
+from jobs._dependents import read_dependents
 from jobs._errors import InputError, Rejected
 from jobs._filter import Filter, parse_filter
 from jobs._input import InPlace, Input, Spooled, open_input
-from jobs._mapping import Request
+from jobs._mapping import Request, make_plan
 from jobs._patch import choose_key, patch_model
 from jobs._rules import Rules
 from jobs._run import ChunkedRun
@@ -77,6 +81,7 @@ class Selection(Payload):
             self.max_rows,
             atomic=self.atomic,
             dry_run=self.dry_run,
+            partial=True,
         )
 
     def request(self, values: Mapping[str, Any]) -> Request:
@@ -88,13 +93,16 @@ class Selection(Payload):
             self.ignore,
             self.ignore_unknown,
             self.expect_version,
-            partial=True,
         )
 
 
 @asynccontextmanager
 async def changing(
-    run: ChunkedRun, payload: Selection, effect: Effect, values: Mapping[str, Any] | None = None
+    run: ChunkedRun,
+    payload: Selection,
+    effect: Effect,
+    values: Mapping[str, Any] | None = None,
+    references: Mapping[str, OnParentDeleted] | None = None,
 ) -> AsyncIterator[BulkWrite]:
     """The bulk write of the selected rows. Raises Rejected when they cannot be selected so."""
     try:
@@ -102,13 +110,44 @@ async def changing(
     except UnknownModel as error:
         raise Rejected(str(error)) from None
     facts = await run.read(lambda session: read_facts(session, model.table))
+    dependents = NO_DEPENDENTS
+    if references is not None:
+        if "deleted_at" not in model.table.c:
+            raise Rejected(f"{model.name} keeps no deleted rows: it has no column deleted_at")
+        dependents = await run.read(
+            lambda session: read_dependents(session, run.models, model, references)
+        )
     async with _open(run, payload, effect, model, facts) as (source, found):
         request = payload.request(values or {})
         key = choose_key(payload.key, request, source.columns, model, facts)
 
-        writer = partial(Changer, effect=effect, key=key, kind=run.claim.kind, filter=found)
+        writer = partial(
+            Changer,
+            effect=effect,
+            key=key,
+            kind=run.claim.kind,
+            dependents=dependents,
+            filter=found,
+        )
         patched = patch_model(model, key, with_fields=values is not None)
         yield await BulkWrite.begin(run, payload.rules, request, patched, source, writer)
+
+
+async def check_columns(
+    session: AsyncSession,
+    model: Model,
+    payload: Selection,
+    values: Mapping[str, Any] | None,
+    columns: Sequence[str],
+    kind: str,
+) -> None:
+    """Raise InputError about what the job of a kind would refuse before its first row."""
+    facts = await read_facts(session, model.table)
+    request = payload.request(values or {})
+    key = choose_key(payload.key, request, columns, model, facts)
+    create = patch_model(model, key, with_fields=values is not None).create
+    plan = make_plan(request, columns, model.name, create, facts, partial=True)
+    require_changeable(plan, key, model, kind, changes=values is not None)
 
 
 @asynccontextmanager

@@ -5,14 +5,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import Race
-from db.ledger.chunk import Receipt, Span
+from db.ledger.chunk import ALONG, Receipt, Span
 from db.ledger.verdict import RowVerdict, Verdict
 from db.retry import DATABASE_ERRORS, describe
 from jobs._parents import Stale
@@ -30,14 +30,32 @@ log = structlog.get_logger("bulwark.jobs")
 class _Undone(Exception):
     """The rows read so far are not to be kept: too many were refused, or it was a trial."""
 
-    def __init__(
-        self, last: Part, filtered: int, verdicts: list[RowVerdict], counts: Counter[str]
-    ) -> None:
+    def __init__(self, last: Part, read: "_Read", counts: Counter[str]) -> None:
         super().__init__(last.number)
         self.last = last
-        self.filtered = filtered
-        self.verdicts = verdicts
+        self.read = read
         self.counts = counts
+
+
+@dataclass
+class _Read:
+    """What became of the rows read so far, or would have."""
+
+    filtered: int = 0
+    verdicts: list[RowVerdict] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    along: Counter[str] = field(default_factory=Counter)
+
+    def add(self, effect: ChunkEffect) -> None:
+        receipt = effect.receipt
+        self.filtered += receipt.filtered
+        self.verdicts += effect.verdicts
+        self.counts.update(receipt.counts)
+        self.along.update((receipt.detail or {}).get(ALONG, {}))
+
+    @property
+    def refused(self) -> Counter[str]:
+        return Counter(str(verdict.verdict) for verdict in self.verdicts)
 
 
 class Together:
@@ -65,9 +83,7 @@ class Together:
         self, session: AsyncSession, take: TakeReceipt
     ) -> AsyncGenerator[ChunkEffect, None]:
         writing = self._writing
-        verdicts: list[RowVerdict] = []
-        counts: Counter[str] = Counter()
-        filtered = 0
+        read = _Read()
         part = None
         turn = Turn()
         chunks = writing.prepared(session)
@@ -81,17 +97,14 @@ class Together:
                     effect = await writing.work(session, ready, turn)
                 except Stale:
                     raise Race from None
-                verdicts += effect.verdicts
-                counts.update(effect.receipt.counts)
-                filtered += effect.receipt.filtered
-                if writing.too_many(writing.rules.rejects(counts)):
-                    refused = Counter(str(verdict.verdict) for verdict in verdicts)
-                    raise _Undone(part, filtered, verdicts, refused)
+                read.add(effect)
+                if writing.too_many(writing.rules.rejects(read.counts)):
+                    raise _Undone(part, read, read.refused)
                 yield effect
                 self._tell(part.span)
         await self._hush()
         if writing.rules.dry_run and part is not None:
-            raise _Undone(part, filtered, verdicts, counts)
+            raise _Undone(part, read, read.counts)
 
     def _tell(self, span: Span) -> None:
         """Now and then tell others how far it is, in a transaction beside this one."""
@@ -126,10 +139,12 @@ class Together:
             last.next_line,
         )
         counts = undone.counts
-        counts[Verdict.NOT_REACHED] = span.rows - undone.filtered - counts.total()
+        counts[Verdict.NOT_REACHED] = span.rows - undone.read.filtered - counts.total()
         told = {name: count for name, count in counts.items() if count}
-        receipt = Receipt(start.chunk_no, span, undone.filtered, told)
-        verdicts = [replace(verdict, chunk_no=start.chunk_no) for verdict in undone.verdicts]
+        along = undone.read.along if self._writing.rules.dry_run else None
+        detail = {ALONG: dict(along)} if along else None
+        receipt = Receipt(start.chunk_no, span, undone.read.filtered, told, detail)
+        verdicts = [replace(verdict, chunk_no=start.chunk_no) for verdict in undone.read.verdicts]
 
         async def work(_: AsyncSession) -> ChunkEffect:
             return ChunkEffect(receipt, verdicts)

@@ -23,16 +23,24 @@ PARENT_DELETED = "parent_deleted"
 class Dependents:
     """The tables that refer to one another, from the one whose rows are deleted or restored.
 
-    `references` are by the name of the table that is referred to, `parents` those of the first
-    table to others, `facts` by the name of the table.
+    `references` are by the name of the table that is referred to, `parents` by that of the table
+    that refers, `facts` by that of the table.
     """
 
     references: Mapping[str, Sequence[Reference]] = field(default_factory=dict)
-    parents: Sequence[Reference] = ()
+    parents: Mapping[str, Sequence[Reference]] = field(default_factory=dict)
     facts: Mapping[str, TableFacts] = field(default_factory=dict)
 
     def to(self, table: str) -> Sequence[Reference]:
         return self.references.get(table, ())
+
+    def needing(self, table: str) -> list[Reference]:
+        """The references of a table whose rows do not live without the row that they refer to."""
+        return [
+            one
+            for one in self.parents.get(table, ())
+            if one.on_parent_deleted != "leave" and "deleted_at" in one.parent.c
+        ]
 
     def cascading(self, table: str) -> list[Reference]:
         """Those whose rows are taken along; a table that keeps no deleted rows has none."""
@@ -79,12 +87,24 @@ class DependentStage(MatchStage):
             f"WITH h AS MATERIALIZED (SELECT p.row_no, c.deleted_at, {key} FROM {source} AS p "
             f"JOIN {parent.name} AS t ON {_same('t', parent, 'p')} "
             f"JOIN {child.name} AS c ON {_refers(reference)} AND c.deleted_at {when} "
-            f"WHERE {alive} ORDER BY {', '.join(k for _, k in keys)} FOR NO KEY UPDATE OF c) "
+            f"WHERE {alive}{self._without_orphans(reference)} ORDER BY {', '.join(k for _, k in keys)} FOR NO KEY UPDATE OF c) "
             f"INSERT INTO {place} SELECT DISTINCT * FROM h "
             f"WHERE NOT EXISTS (SELECT FROM {place} AS k WHERE k.row_no = h.row_no AND {known})"
             f"{self._not_named_itself(child, 'h')}"
         )
         return bool(new.rowcount)
+
+    def _without_orphans(self, reference: Reference) -> str:
+        """Rows that refer to another deleted row, too, do not come back along with this one."""
+        if self._effect is DELETE:
+            return ""
+        others = (
+            f" AND NOT EXISTS (SELECT FROM {self._dependents.facts[one.parent.name].name} AS q "
+            f"WHERE {_refers(one, 'q')} AND q.deleted_at IS NOT NULL)"
+            for one in self._dependents.needing(reference.table.name)
+            if one.columns != reference.columns
+        )
+        return "".join(others)
 
     def _not_named_itself(self, child: TableFacts, table: str) -> str:
         """Rows that the input names are deleted or restored for themselves."""
@@ -142,9 +162,7 @@ class DependentStage(MatchStage):
 
     async def _refuse_orphans(self) -> None:
         """Refuse rows that would come back without the live row that they refer to."""
-        for one in self._dependents.parents:
-            if one.on_parent_deleted == "leave" or "deleted_at" not in one.parent.c:
-                continue
+        for one in self._dependents.needing(self._facts.table_name):
             found = await self._run(
                 f"SELECT m.row_no FROM {MATCH} AS m JOIN {self._facts.name} AS c "
                 f"ON {self._sql.same_row_as_met('c', 'm')} "
@@ -223,7 +241,7 @@ def _same(table: str, facts: TableFacts, noted: str) -> str:
     return " AND ".join(f"{table}.{quote(name)} = {noted}.{k}" for name, k in _keys(facts))
 
 
-def _refers(reference: Reference) -> str:
-    """That row c refers to row t."""
+def _refers(reference: Reference, parent: str = "t") -> str:
+    """That row c refers to the parent row."""
     pairs = zip(reference.columns, reference.targets, strict=True)
-    return " AND ".join(f"c.{quote(ours)} = t.{quote(theirs)}" for ours, theirs in pairs)
+    return " AND ".join(f"c.{quote(ours)} = {parent}.{quote(theirs)}" for ours, theirs in pairs)

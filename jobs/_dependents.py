@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import read_facts
@@ -36,10 +35,13 @@ async def read_dependents(
         cascading = (one for one in found[table.name] if one.on_parent_deleted == "cascade")
         pending += [one.table for one in cascading]
     _require_known(wanted, found)
-    parents = [_as_wanted(one, wanted) for one in references_from(model.table)]
-    concerned: dict[str, sa.Table] = {model.name: model.table}
-    concerned |= {one.table.name: one.table for several in found.values() for one in several}
-    concerned |= {one.parent.name: one.parent for one in parents}
+    children = [model.table, *(one.table for several in found.values() for one in several)]
+    parents = {
+        table.name: [_as_wanted(one, wanted) for one in references_from(table)]
+        for table in children
+    }
+    concerned = {table.name: table for table in children}
+    concerned |= {one.parent.name: one.parent for several in parents.values() for one in several}
     facts = {name: await read_facts(session, table) for name, table in concerned.items()}
     return Dependents(found, parents, facts)
 

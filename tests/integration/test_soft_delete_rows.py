@@ -132,6 +132,14 @@ async def test_a_role_is_not_restored_without_its_hero(club: Bench) -> None:
     assert message == "membership.hero_id refers to a hero that is deleted; restore that first"
 
 
+async def test_a_role_in_a_deleted_team_does_not_come_back_with_its_hero(club: Bench) -> None:
+    await run(club, SoftDeleteRows(table="hero", keys=[1]))
+    await run(club, SoftDeleteRows(table="team", keys=[2]))
+    counts, _ = await run(club, RestoreRows(table="hero", keys=[1]))
+    assert counts == {"restored": 1}
+    assert await live(club, "membership") == [1, 3]
+
+
 async def test_a_value_taken_meanwhile_keeps_a_row_deleted(club: Bench) -> None:
     await run(club, SoftDeleteRows(table="hero", keys=[1]))
     again: list[Any] = [{"name": "Heir", "email": "h1@x.org"}]

@@ -62,16 +62,26 @@ class DependentStage(MatchStage):
     """By table, how many rows were."""
 
     async def _gather(self) -> None:
-        """Note and lock what is to be taken along, table by table, until there is nothing more."""
+        """Note and lock what is to be taken along, until there is nothing more.
+
+        What comes back may wait for another row that comes back, so it is looked for again.
+        """
         self._taken_along = {}
-        own = self._facts.table_name
-        levels = [(own, MATCH, self._facts)]
+        while await self._gather_levels() and self._effect is not DELETE:
+            pass
+
+    async def _gather_levels(self) -> bool:
+        """Go from table to table; whether there was anything new."""
+        found = False
+        levels = [(self._facts.table_name, MATCH, self._facts)]
         while levels:
             parent, source, facts = levels.pop(0)
             for one in self._dependents.cascading(parent):
                 child = self._dependents.facts[one.table.name]
                 if await self._gather_by(one, source, facts, child):
+                    found = True
                     levels.append((one.table.name, self._taken_along[one.table.name], child))
+        return found
 
     async def _gather_by(
         self, reference: Reference, source: str, parent: TableFacts, child: TableFacts
@@ -87,7 +97,8 @@ class DependentStage(MatchStage):
             f"WITH h AS MATERIALIZED (SELECT p.row_no, c.deleted_at, {key} FROM {source} AS p "
             f"JOIN {parent.name} AS t ON {_same('t', parent, 'p')} "
             f"JOIN {child.name} AS c ON {_refers(reference)} AND c.deleted_at {when} "
-            f"WHERE {alive}{self._without_orphans(reference)} ORDER BY {', '.join(k for _, k in keys)} FOR NO KEY UPDATE OF c) "
+            f"WHERE {alive}{self._without_orphans(reference)} "
+            f"ORDER BY {', '.join(k for _, k in keys)} FOR NO KEY UPDATE OF c) "
             f"INSERT INTO {place} SELECT DISTINCT * FROM h "
             f"WHERE NOT EXISTS (SELECT FROM {place} AS k WHERE k.row_no = h.row_no AND {known})"
             f"{self._not_named_itself(child, 'h')}"
@@ -98,13 +109,25 @@ class DependentStage(MatchStage):
         """Rows that refer to another deleted row, too, do not come back along with this one."""
         if self._effect is DELETE:
             return ""
-        others = (
-            f" AND NOT EXISTS (SELECT FROM {self._dependents.facts[one.parent.name].name} AS q "
-            f"WHERE {_refers(one, 'q')} AND q.deleted_at IS NOT NULL)"
-            for one in self._dependents.needing(reference.table.name)
-            if one.columns != reference.columns
-        )
+        others = []
+        for one in self._dependents.needing(reference.table.name):
+            if one.columns != reference.columns:
+                parent = self._dependents.facts[one.parent.name]
+                others.append(
+                    f" AND NOT EXISTS (SELECT FROM {parent.name} AS q WHERE {_refers(one, 'q')} "
+                    f"AND q.deleted_at IS NOT NULL{self._not_coming_back(parent)})"
+                )
         return "".join(others)
+
+    def _not_coming_back(self, parent: TableFacts) -> str:
+        """That row q of a table is not restored as well."""
+        places = [self._taken_along.get(parent.table_name)]
+        places.append(MATCH if parent.name == self._facts.name else None)
+        return "".join(
+            f" AND NOT EXISTS (SELECT FROM {place} AS k WHERE {_same('q', parent, 'k')})"
+            for place in places
+            if place is not None
+        )
 
     def _not_named_itself(self, child: TableFacts, table: str) -> str:
         """Rows that the input names are deleted or restored for themselves."""

@@ -157,7 +157,8 @@ class Executor:
         )
 
     async def _claim_and_run_together(self, batch: Batch, declared: Job[Any]) -> bool:
-        claim_ids = [uuid4() for _ in range(MOST_TOGETHER)]
+        most = len(batch.heard) if self.liveness.is_retiring else MOST_TOGETHER
+        claim_ids = [uuid4() for _ in range(most)]
         for claim_id in claim_ids:
             self.liveness.hold(claim_id)
         try:

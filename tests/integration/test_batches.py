@@ -110,15 +110,17 @@ async def test_only_jobs_of_its_kind_queue_and_priority_that_are_due_come_along(
         *await accept(bench, TakeDown(note="later")),
         *await accept(bench, TakeDown(note="other kind")),
         *await accept(bench, TakeDown(note="was in a crash")),
+        *await accept(bench, TakeDown(note="has failed")),
     ]
     await stage.value(
         "UPDATE bulwark.job SET run_at = now() + interval '1 h' WHERE id = $1", others[2]
     )
     await stage.value("UPDATE bulwark.job SET kind = 'act_out' WHERE id = $1", others[3])
     await stage.value("UPDATE bulwark.job SET crashes = 1 WHERE id = $1", others[4])
+    await stage.value("UPDATE bulwark.job SET attempt = 1 WHERE id = $1", others[5])
     [last] = await accept(bench, TakeDown(note="last"))
     await deliver(await bench.register(), first)
-    assert await ends(stage, others) == {("queued", None, 0): len(others)}
+    assert {(await stage.row(job_id))["state"] for job_id in others} == {"queued"}
     assert await sizes(stage, [first, last]) == {2: 2}
 
 
@@ -158,6 +160,15 @@ async def test_at_most_two_batches_of_a_kind_run_while_the_next_gathers(
     await stage.open_gate()
     await asyncio.gather(*working, *waiting)
     assert await sizes(stage, late) == {4: 4}
+
+
+async def test_a_worker_that_is_about_to_end_takes_no_company(stage: Stage, bench: Bench) -> None:
+    executor = await bench.register()
+    executor.liveness.retire()
+    job_ids = await accept(bench, *notes(5))
+    await deliver(executor, *job_ids[:2])
+    assert await sizes(stage, job_ids[:2]) == {2: 2}
+    assert await ends(stage, job_ids[2:]) == {("queued", None, 0): 3}
 
 
 # One that fails does not take others with it
@@ -209,6 +220,19 @@ async def test_one_bad_job_among_fifty_costs_no_other_an_attempt(
     assert await ends(stage, job_ids) == {SUCCEEDED: 49}
     assert await stage.notes() == [f"{at}" for at in range(50) if at != 20]
     assert [line["jobs"] for line in logs if line["event"] == "batch.failed"] == [50]
+
+
+async def test_a_job_that_has_failed_is_tried_again_by_itself(stage: Stage, bench: Bench) -> None:
+    executor = await bench.register()
+    [bad] = await accept(bench, TakeDown(note="bad", then="fail"))
+    await deliver(executor, bad)
+    job_ids = await accept(bench, *notes(3))
+    await stage.make_due(bad)
+    with capture_logs() as logs:
+        await deliver(executor, bad, *job_ids)
+    assert "batch.failed" not in {line["event"] for line in logs}
+    assert await stage.ended_as(bad) == ("queued", "retry", 2)
+    assert await sizes(stage, job_ids) == {3: 3}
 
 
 async def test_results_that_are_too_few_are_not_believed(stage: Stage, bench: Bench) -> None:

@@ -5,6 +5,7 @@ JobError
 │   └── InputError
 ├── TryLater
 │   └── SourceAway
+├── WrongResults
 ├── UnknownJob
 ├── DeclarationError
 ├── PayloadTooLarge
@@ -64,6 +65,10 @@ class SourceAway(TryLater):
 
 class InputError(Rejected):
     """The input as a whole cannot be used."""
+
+
+class WrongResults(JobError):
+    """A batch form returned another number of results than it was given orders."""
 
 
 class UnknownJob(JobError):

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
 from db.ledger import job
+from db.ledger.claims import End
 from db.ledger.job import Claim, Reason, State
 from db.ledger.verdict import write_verdicts
 from db.retry import job_backoff_s
@@ -71,21 +72,16 @@ def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = No
     """The job has failed for good; what its refusal says of its rows is written with that."""
 
     async def change(session: AsyncSession) -> None:
-        counts = None if refusal is None else refusal.counts
         await job.end(
             session,
             held,
             State.FAILED,
             reason=reason,
             error=_storable(text),
-            outcome=None if counts is None else {"verdicts": dict(counts)},
+            outcome=None if refusal is None else _outcome_of(refusal),
         )
         if refusal is not None:
-            await write_verdicts(
-                session,
-                held.job_id,
-                [replace(one, message=_storable(one.message)) for one in refusal.verdicts],
-            )
+            await write_refused_rows(session, held, refusal)
 
     return _ending(
         held,
@@ -101,6 +97,29 @@ def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = No
 
 def rejected(held: Claim, refusal: Rejected) -> Ending:
     return failed(held, Reason.REJECTED, str(refusal), refusal)
+
+
+def _outcome_of(refusal: Rejected) -> Outcome:
+    return None if refusal.counts is None else {"verdicts": dict(refusal.counts)}
+
+
+async def write_refused_rows(session: AsyncSession, held: Claim, refusal: Rejected) -> None:
+    """Write the rows that need a look, in the transaction that ends the job."""
+    rows = [replace(one, message=_storable(one.message)) for one in refusal.verdicts]
+    await write_verdicts(session, held.job_id, rows)
+
+
+def end_of(held: Claim, result: Outcome | Rejected) -> End:
+    """How one of many jobs ends with this result."""
+    if not isinstance(result, Rejected):
+        return End(held, State.SUCCEEDED, result)
+    return End(held, State.FAILED, _outcome_of(result), Reason.REJECTED, _storable(str(result)))
+
+
+def tell_end(held: Claim, result: Outcome | Rejected) -> None:
+    """Say in the log how it ended, once that is committed."""
+    ending = rejected(held, result) if isinstance(result, Rejected) else succeeded(held, result)
+    ending.tell(held)
 
 
 def requeued(

@@ -17,7 +17,7 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger import worker
 from db.ledger.take_back import from_worker
 from db.transaction import transaction
-from jobs._declaration import Jobs, Outcome, Payload, chunked_job, discover_jobs
+from jobs._declaration import Job, Jobs, Outcome, Payload, chunked_job, discover_jobs
 from jobs._declaration import job as single_job
 from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
@@ -27,7 +27,7 @@ from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, until
-from worker import execution as execution_module
+from worker import solitude
 from worker.embedded import embedded_postgres
 from worker.execution import Executor
 
@@ -282,6 +282,7 @@ class OwnJobs:
             await self._hold(payload)
             return {"note": payload.note}
 
+        declared: Job[HoldUp]
         declared = chunked_job()(held_up_in_chunks) if chunked else single_job()(held_up)
         self.bench = Bench(sessions, url, Jobs([declared]))
 
@@ -362,7 +363,7 @@ async def test_a_suspect_runs_alone(stage: Stage, own_jobs: OwnJobs) -> None:
 async def test_a_busy_worker_does_not_stay_closed_for_a_suspect_that_another_runs(
     stage: Stage, own_jobs: OwnJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution_module, "SOLITUDE_WAIT_S", 0.5)
+    monkeypatch.setattr(solitude, "SOLITUDE_WAIT_S", 0.5)
     busy = await own_jobs.bench.register()
     own_jobs.bench.worker_id = uuid4()
     idle = await own_jobs.bench.register()

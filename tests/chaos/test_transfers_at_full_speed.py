@@ -4,11 +4,10 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count, pairwise
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -29,12 +28,17 @@ from tests.stage import connected
 CLIENTS = 16
 TRANSFERS = 1_000
 HEROES = 64
+HEROES_OF_A_CLIENT = HEROES // CLIENTS
 RED, BLUE = 1, 2
 LEAGUE = f"""
     INSERT INTO team (name) VALUES ('Red'), ('Blue'), ('Green');
     INSERT INTO hero (name, external_id, team_id)
         SELECT 'Hero ' || n, 'H' || n, 1 + n % 2 FROM generate_series(1, {HEROES}) AS n;
     INSERT INTO membership (hero_id, team_id, role) SELECT id, team_id, 'captain' FROM hero;
+"""
+MANY_HEROES = f"""
+    INSERT INTO hero (name, team_id)
+        SELECT 'Extra', 1 + n % 2 FROM generate_series(1, {TRANSFERS}) AS n;
 """
 Sessions = async_sessionmaker[AsyncSession]
 
@@ -46,20 +50,6 @@ async def sessions(database_url: str, connection: asyncpg.Connection) -> AsyncIt
     engine = create_engine(database_url, profile=PoolProfile.HEAVY, application_name="clients")
     yield make_sessions(engine)
     await engine.dispose()
-
-
-def there_and_back() -> Iterator[TransferHeroes]:
-    """Each hero moves to and fro; by turns a transfer is in one direction and in the other."""
-    homes = {hero_id: 1 + hero_id % 2 for hero_id in range(1, HEROES + 1)}
-    while True:
-        for hero_id, home in homes.items():
-            homes[hero_id] = BLUE if home == RED else RED
-            yield TransferHeroes(
-                hero_ids=[hero_id],
-                from_team_id=home,
-                to_team_id=homes[hero_id],
-                reason="full speed",
-            )
 
 
 async def check_records(connection: asyncpg.Connection, moved: int) -> None:
@@ -86,29 +76,54 @@ async def check_records(connection: asyncpg.Connection, moved: int) -> None:
 async def test_a_thousand_opposite_transfers_from_sixteen_clients_fail_and_lose_nothing(
     sessions: Sessions, database_url: str, connection: asyncpg.Connection
 ) -> None:
+    """Each client is a worker that has its share of the jobs delivered, one after the other."""
+    await connection.execute(MANY_HEROES)
+    homes = await connection.fetch("SELECT id, team_id FROM hero ORDER BY id LIMIT $1", TRANSFERS)
     bench = Bench(sessions, database_url)
-    asked = there_and_back()
-    payloads = [next(asked) for _ in range(TRANSFERS)]
-    accepted = await bench.producer.enqueue_many(payloads)
-    waiting: dict[int, list[UUID]] = defaultdict(list)
-    for payload, one in zip(payloads, accepted, strict=True):
-        waiting[payload.hero_ids[0] % CLIENTS].append(one.job_id)
-    executor = await bench.register()
+    accepted = await bench.producer.enqueue_many(
+        [
+            TransferHeroes(hero_ids=[hero_id], from_team_id=home, to_team_id=RED + BLUE - home)
+            for hero_id, home in homes
+        ]
+    )
+    job_ids = [one.job_id for one in accepted]
 
-    async def deliver(job_ids: list[UUID]) -> None:
-        for job_id in job_ids:
+    async def client(number: int) -> None:
+        executor = await Bench(sessions, database_url).register()
+        for job_id in job_ids[number::CLIENTS]:
             await executor.deliver(job_id)
 
     with capture_logs() as logs:
-        await asyncio.gather(*map(deliver, waiting.values()))
+        await asyncio.gather(*map(client, range(CLIENTS)))
 
     ends = await connection.fetch("SELECT DISTINCT state, error, attempt FROM bulwark.job")
     assert [tuple(end) for end in ends] == [("succeeded", None, 0)]
-    assert len(waiting) == CLIENTS
     assert [line for line in logs if line["event"].startswith("transaction.")] == []
     await check_records(connection, moved=TRANSFERS)
-    versions = await connection.fetchval("SELECT sum(version - 1) FROM hero")
-    assert versions == TRANSFERS
+    now = dict(await connection.fetch("SELECT id, team_id FROM hero"))
+    assert all(now[hero_id] == RED + BLUE - home for hero_id, home in homes)
+
+
+async def test_heroes_who_move_to_and_fro_in_single_transactions_end_where_they_are_sent(
+    sessions: Sessions, connection: asyncpg.Connection
+) -> None:
+    numbers = count(1)
+
+    async def client(number: int) -> None:
+        """To and fro with some heroes, by turns in one direction and in the other."""
+        for turn in range(TRANSFERS // CLIENTS):
+            hero_id = 1 + number + CLIENTS * (turn % HEROES_OF_A_CLIENT)
+            home = 1 + (hero_id + turn // HEROES_OF_A_CLIENT) % 2
+            order = Order(origin(next(numbers)), [Move(hero_id, RED + BLUE - home, home)])
+            work = partial(transfer, orders=[order])
+            (done,) = await transaction(sessions, work, name="test.transfer")
+            assert isinstance(done, Moved)
+
+    with capture_logs() as logs:
+        await asyncio.gather(*map(client, range(CLIENTS)))
+
+    assert logs == []
+    await check_records(connection, moved=TRANSFERS // CLIENTS * CLIENTS)
 
 
 class Crowd:
@@ -209,7 +224,7 @@ async def test_transfers_beside_imports_of_the_same_heroes_all_succeed(
 ) -> None:
     """An import that finds its rows changed locks them late; such deadlocks are replayed."""
     crowd = Crowd(sessions, database_url, seed=12)
-    replayed = await all_at_once([*[(crowd.transfer, 40)] * 6, *[(crowd.import_heroes, 6)] * 3])
+    replayed = await all_at_once([*[(crowd.transfer, 20)] * 4, *[(crowd.import_heroes, 4)] * 2])
 
     assert crowd.moved > 0
     assert {line["event"] for line in replayed} <= {"transaction.replayed"}

@@ -61,17 +61,16 @@ def _of_live_row(state: orm.ORMExecuteState) -> Any:
     """What `with_loader_criteria` would do if it concerned a refresh."""
     statement: Any = state.statement
     mapper = state.bind_mapper
-    return statement.where(_is_live(mapper)) if mapper and _hides(mapper) else statement
+    return statement.where(_is_live(mapper.class_)) if mapper and _hides(mapper) else statement
 
 
 @cache
 def _criteria() -> tuple[orm.LoaderCriteriaOption, ...]:
     """One for each table, since none can be made for the bases that SQLModel's tables share."""
-    mappers: set[orm.Mapper[Any]] = set(_mappers_below(SQLModel))
     return tuple(
-        orm.with_loader_criteria(one.class_, _is_live(one), include_aliases=True)
-        for one in mappers
-        if _hides(one)
+        orm.with_loader_criteria(mapper.class_, _is_live, include_aliases=True)
+        for mapper in dict.fromkeys(_mappers_below(SQLModel))
+        if _hides(mapper)
     )
 
 
@@ -80,19 +79,19 @@ def _know_new_table(_mapper: orm.Mapper[Any], _class: type) -> None:
     _criteria.cache_clear()
 
 
-def _mappers_below(base: type) -> Iterator[orm.Mapper[Any]]:
+def _mappers_below(base: type[Any]) -> Iterator[orm.Mapper[Any]]:
     for one in base.__subclasses__():
-        mapper: orm.Mapper[Any] | None = sa.inspect(one, raiseerr=False)
-        if mapper is None:
-            yield from _mappers_below(one)
-        else:
+        mapper = sa.inspect(one, raiseerr=False)
+        if isinstance(mapper, orm.Mapper):
             yield mapper
+        else:
+            yield from _mappers_below(one)
 
 
 def _hides(mapper: orm.Mapper[Any]) -> bool:
     return "deleted_at" in mapper.columns
 
 
-def _is_live(mapper: orm.Mapper[Any]) -> sa.ColumnElement[bool]:
-    live: sa.ColumnElement[bool] = mapper.class_.deleted_at.is_(None)
+def _is_live(row: Any) -> sa.ColumnElement[bool]:
+    live: sa.ColumnElement[bool] = row.deleted_at.is_(None)
     return live

@@ -19,6 +19,8 @@ T = TypeVar("T")
 JobId = Annotated[
     str, Argument(metavar="ID", help="The job's id, or 8 or more of its first or last signs.")
 ]
+ModelName = Annotated[str, Argument(metavar="MODEL", help="A table or its class.")]
+Deleted = Annotated[bool, Option("--deleted", help="Deleted rows too.")]
 IdempotencyKey = Annotated[
     str | None,
     Option(

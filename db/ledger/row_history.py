@@ -95,13 +95,17 @@ def _document(key: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
 
 def _contains(key: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     """Containment is quick, but takes (1, 2) and (2, 1) for the same."""
-    one = sa.func.jsonb_array_elements(audit.c["keys"]["keys"]).column_valued("one")
-    exactly = sa.exists(sa.select(sa.literal(1)).select_from(one).where(one == key))
-    return sa.and_(audit.c["keys"].contains(_document(key)), exactly)
+    one = _each("keys")
+    return sa.and_(audit.c["keys"].contains(_document(key)), sa.exists().where(one == key))
 
 
 def _in_range(number: int) -> sa.ColumnElement[bool]:
-    one = sa.func.jsonb_array_elements(audit.c["keys"]["ranges"]).column_valued("one")
-    first, last = (sa.cast(sa.cast(one, JSONB)[at].astext, sa.BigInteger) for at in (0, 1))
-    between = sa.literal(number, sa.BigInteger).between(first, last)
-    return sa.exists(sa.select(sa.literal(1)).select_from(one).where(between))
+    one = _each("ranges")
+    first, last = (sa.cast(one[at].astext, sa.BigInteger) for at in (0, 1))
+    return sa.exists().where(sa.literal(number, sa.BigInteger).between(first, last))
+
+
+def _each(part: str) -> sa.ColumnElement[Any]:
+    """An element of the line's keys or ranges, for a subquery over all of them."""
+    elements = sa.func.jsonb_array_elements(audit.c["keys"][part], type_=JSONB)
+    return elements.column_valued("one")

@@ -122,7 +122,7 @@ QUERIES: dict[str, tuple[sa.Select[Any] | sa.CompoundSelect[Any], Any, Any]] = {
     "join by where": (sa.select(Hero).where(IN_TEAM), [1], [1, 2, 3]),
     "outer join": (sa.select(col(Team.id)).select_from(Hero).outerjoin(TEAM), [1, None], [1, 1, 2]),
     "join to itself": (
-        sa.select(Hero).join(Inner, Inner.team_id == col(Hero.team_id)),
+        sa.select(Hero).join(Inner, col(Inner.team_id) == col(Hero.team_id)),
         [1, 3],
         [1, 1, 2, 2, 3],
     ),
@@ -310,7 +310,7 @@ async def test_a_table_that_refers_to_itself_is_read_live_on_both_sides(town: As
         town.add(Leaflet(id=key, above_id=above, deleted_at=deleted_at))
         await town.flush()
     upper = orm.aliased(Leaflet)
-    below = sa.select(Leaflet).join(upper, upper.id == col(Leaflet.above_id))
+    below = sa.select(Leaflet).join(upper, col(upper.id) == col(Leaflet.above_id))
     assert ids(await town.scalars(below)) == [3]
     assert ids(await town.scalars(below, execution_options=INCLUDE_DELETED)) == [2, 3]
 

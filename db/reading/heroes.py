@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import col
 
-from db.ledger.row_history import RowHistory, read_row_history
+from db.ledger.row_history import SEARCHED_LINES, RowHistory, read_row_history
 from db.models.hero import Hero, HeroPublic
 from db.models.membership import Membership, MembershipPublic
 from db.models.team import Team, TeamPublic
@@ -41,8 +41,13 @@ class HeroHistory(HeroPublic):
 _TABLE: sa.Table = Hero.__table__  # type: ignore[attr-defined]  # SQLAlchemy adds it
 
 
-async def hero_history(session: AsyncSession, hero_id: int) -> HeroHistory | None:
-    """The hero with his history, or None; five statements, however long it is."""
+async def hero_history(
+    session: AsyncSession, hero_id: int, *, searched_lines: int = SEARCHED_LINES
+) -> HeroHistory | None:
+    """The hero with his history, or None; five statements, however long it is.
+
+    Most of the time it takes goes into the lines of the audit that are searched.
+    """
     query = sa.select(Hero).where(col(Hero.id) == hero_id).options(*_eagerly())
     hero = (await session.scalars(query)).one_or_none()
     if hero is None:
@@ -53,7 +58,9 @@ async def hero_history(session: AsyncSession, hero_id: int) -> HeroHistory | Non
             "team": hero.team and TeamPublic.model_validate(hero.team),
             "transfers": _transfers(hero),
             "roles": _roles(hero),
-            "audit": await read_row_history(session, _TABLE, (hero_id,)),
+            "audit": await read_row_history(
+                session, _TABLE, (hero_id,), searched_lines=searched_lines
+            ),
         },
     )
 

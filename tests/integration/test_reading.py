@@ -235,6 +235,20 @@ async def test_lines_are_found_by_key_by_range_and_among_the_keys_of_a_chunk(
         assert await jobs_about(session, "badge", other) == set()
 
 
+async def test_a_key_of_several_columns_is_told_from_one_of_the_same_values(
+    sessions: Sessions,
+) -> None:
+    columns = [sa.Column(name, sa.Integer, primary_key=True) for name in ("x", "y")]
+    point = sa.Table("point", sa.MetaData(), *columns)
+    async with sessions() as session:
+        await entry(session, "point", Keys(keys=[(1, 2), (3, 4)]), 2)
+        found = {
+            key: len((await read_row_history(session, point, key)).lines)
+            for key in ((1, 2), (3, 4), (2, 1), (1, 1), (1, 4))
+        }
+    assert found == {(1, 2): 1, (3, 4): 1, (2, 1): 0, (1, 1): 0, (1, 4): 0}
+
+
 async def test_a_history_that_was_cut_says_so(sessions: Sessions) -> None:
     async with sessions() as session:
         for _ in range(3):

@@ -371,6 +371,7 @@ def number_of(row: BaseModel) -> int:
 @pytest.mark.parametrize(
     ("model", "insert", "delete"),
     [("team", INSERT_TEAMS, DELETE_TEAMS), ("seat", INSERT_SEATS, DELETE_SEATS)],
+    ids=["soft", "hard"],
 )
 @settings(
     max_examples=40,

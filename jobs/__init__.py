@@ -22,6 +22,7 @@ from jobs._errors import (
 )
 from jobs._producer import Enqueued, Producer
 from jobs._run import ChunkedRun, ChunkEffect
+from jobs._schedule import Schedule
 
 __all__ = [
     "Bell",
@@ -39,6 +40,7 @@ __all__ = [
     "PayloadTooLarge",
     "Producer",
     "Rejected",
+    "Schedule",
     "TryLater",
     "UnknownJob",
     "chunked_job",

@@ -17,7 +17,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_type_hints
 
@@ -26,7 +25,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger.job import PRIORITY_LIMIT, Claim
 from jobs._errors import DeclarationError, UnknownJob
+from jobs._nearest import did_you_mean
 from jobs._run import ChunkedRun
+from jobs._schedule import Schedule
 
 DEFAULT_QUEUE = "default"
 MAX_ATTEMPTS = 1000
@@ -86,9 +87,12 @@ class Job(Generic[P]):
     claimed: bool = False
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    schedules: tuple[Schedule, ...] = ()
 
 
 def job(
+    *,
+    schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[
     [
@@ -101,13 +105,15 @@ def job(
 
     The function gets the open session, inside the fence; what it writes commits together with
     the job's end. It must not commit, and may run more than once. With a third parameter it gets
-    its claim, in whose name the audit is written.
+    its claim, in whose name the audit is written. `schedules` say when workers enqueue it.
     """
-    return lambda run: _declare(run, chunked=False, options=options)
+    return lambda run: _declare(run, schedules, chunked=False, options=options)
 
 
 def chunked_job(
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None,
+    *,
+    schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[[Callable[[ChunkedRun, P], Awaitable[Outcome]]], Job[P]]:
     """Declare a job of many chunks, each committed in a transaction of its own with its receipt.
@@ -115,14 +121,20 @@ def chunked_job(
     `closing` is called when the job has failed for good, to commit the verdicts of what it did not
     reach; its own errors change nothing about how the job ended.
     """
-    return lambda run: replace(_declare(run, chunked=True, options=options), closing=closing)
+    return lambda run: replace(
+        _declare(run, schedules, chunked=True, options=options), closing=closing
+    )
 
 
 def _declare(
-    run: Callable[..., Awaitable[Outcome]], *, chunked: bool, options: Options
+    run: Callable[..., Awaitable[Outcome]],
+    schedules: Sequence[Schedule],
+    *,
+    chunked: bool,
+    options: Options,
 ) -> Job[Any]:
     name = getattr(run, "__name__", repr(run))
-    known = [one.name for one in fields(Defaults)]
+    known = ["schedules", *(one.name for one in fields(Defaults))]
     for option in options:
         if option not in known:
             raise DeclarationError(
@@ -133,7 +145,25 @@ def _declare(
     if not inspect.iscoroutinefunction(run):
         raise DeclarationError(f"job {name}: it must be an `async def` function")
     hints = _parameters(run, name, most=2 if chunked else 3)
-    return Job(name, hints[1], run, chunked, claimed=len(hints) == 3, defaults=Defaults(**options))
+    return Job(
+        name,
+        hints[1],
+        run,
+        chunked,
+        claimed=len(hints) == 3,
+        defaults=Defaults(**options),
+        schedules=_scheduled(name, schedules, hints[1]),
+    )
+
+
+def _scheduled(
+    name: str, schedules: Sequence[Schedule], payload: type[Payload]
+) -> tuple[Schedule, ...]:
+    """The schedules with the payload that the job takes."""
+    try:
+        return tuple(one.with_payload_of(payload) for one in schedules)
+    except DeclarationError as error:
+        raise DeclarationError(f"job {name}: {error}") from None
 
 
 def complaint(options: Mapping[str, Any]) -> str | None:
@@ -174,15 +204,6 @@ def _parameters(run: Callable[..., Any], name: str, *, most: int) -> list[Any]:
     return found
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: a near one, or all there are."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
-
-
 class Jobs:
     """All declared jobs by kind."""
 
@@ -203,6 +224,20 @@ class Jobs:
                     f"the jobs {first.kind!r} and {one.kind!r} both take a "
                     f"{one.payload.__name__}; give each a payload class of its own"
                 )
+        self.schedules = self._by_schedule()
+
+    def _by_schedule(self) -> Mapping[str, tuple[Job[Any], Schedule]]:
+        """All schedules by name, each with the job that it enqueues."""
+        found: dict[str, tuple[Job[Any], Schedule]] = {}
+        for one in self._by_kind.values():
+            for schedule in one.schedules:
+                if schedule.name in found:
+                    raise DeclarationError(
+                        f"two schedules are named {schedule.name!r}: of the jobs "
+                        f"{found[schedule.name][0].kind} and {one.kind}; rename one"
+                    )
+                found[schedule.name] = (one, schedule)
+        return found
 
     def __getitem__(self, kind: str) -> Job[Any]:
         try:

@@ -17,6 +17,7 @@ NAMES = {
     "Outcome",
     "job",
     "chunked_job",
+    "Schedule",
     "ChunkedRun",
     "ChunkEffect",
     "Rejected",

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import schedule as ledger
 from db.ledger.schedule import Outcome, Slot, Standing
-from db.retry import DATABASE_ERRORS, describe
+from db.retry import DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import look, transaction
 from jobs._declaration import Job, Jobs, Payload
 from jobs._errors import DeclarationError, JobError
@@ -147,6 +147,8 @@ class Scheduler:
                 receipted=True,
             )
         except (JobError, *DATABASE_ERRORS) as error:
+            if classify(error) is Fault.OUTAGE:
+                raise
             return self._outages[plan.name].fail(describe(error))
         self._outages[plan.name].end()
         _tell(plan, slots)

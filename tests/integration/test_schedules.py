@@ -372,6 +372,13 @@ async def test_a_changed_declaration_starts_now_and_fires_nothing_that_was_misse
     assert other.plan.is_on == await post.stage.value("SELECT is_on FROM bulwark.schedule")
 
 
+async def test_a_schedule_that_is_off_fires_nothing(sessions: Sessions, stage: Stage) -> None:
+    post = Post(sessions, stage, Schedule(**EVERY_MINUTE, enabled=False))
+    await post.begin(NOON)
+    await (await post.watchman()).look_round()
+    assert (await post.slots(), await post.jobs_made()) == ([], 0)
+
+
 async def test_a_schedule_that_is_switched_on_again_starts_now(post: Post) -> None:
     await redeclared(post, enabled=False)
     await post.set_back(NOON)

@@ -255,13 +255,21 @@ async def test_after_a_stop_the_missed_slots_are_skipped_or_made_up_for_as_decla
     assert await post.fire(LATE) == []
 
 
-async def test_a_slot_that_is_a_little_late_was_not_missed(
-    sessions: Sessions, stage: Stage
+@pytest.mark.parametrize(
+    ("cron", "late_s", "outcomes"),
+    [
+        ("0 * * * *", 60, ["fired"]),
+        ("0 * * * *", 61, ["missed"]),
+        ("*/30 * * * *", 60, ["missed", "fired"]),
+    ],
+)
+async def test_a_slot_that_is_a_minute_late_was_not_missed(
+    sessions: Sessions, stage: Stage, cron: str, late_s: int, outcomes: list[str]
 ) -> None:
-    post = Post(sessions, stage, Schedule(**EVERY_MINUTE, missed="skip"))
+    post = Post(sessions, stage, Schedule(name="bell", cron=cron, missed="skip"))
     await post.begin(NOON)
-    await post.fire(NOON + MINUTE + timedelta(seconds=59))
-    assert await post.outcomes() == ["fired"]
+    await post.fire(NOON + timedelta(hours=1, seconds=late_s))
+    assert await post.outcomes() == outcomes
 
 
 async def test_of_a_year_of_missed_seconds_the_last_hundred_are_recorded(

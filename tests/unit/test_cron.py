@@ -73,17 +73,25 @@ def test_an_hourly_slot_comes_every_hour_whatever_the_clock_does(
     cron=st.sampled_from(
         ["30 2 * * *", "0,15,45 1-3 * * *", "*/20 2 * * *", "7 * * * *", "0 0 * * SUN"]
     ),
-    start=st.timedeltas(timedelta(0), timedelta(days=365)).map(instant("2026-01-01").__add__),
-    later=st.timedeltas(timedelta(0), timedelta(days=3)),
+    day=st.sampled_from([*SPRING.values(), *AUTUMN.values(), "2026-04-05", "2026-06-01"]),
+    before=st.timedeltas(timedelta(0), timedelta(days=1)),
+    later=st.timedeltas(timedelta(0), timedelta(days=2)),
 )
 def test_what_is_due_does_not_depend_on_when_it_was_looked_at(
-    zone: str, cron: str, start: datetime, later: timedelta
+    zone: str, cron: str, day: str, before: timedelta, later: timedelta
 ) -> None:
+    start = instant(day) - before
     end = start + timedelta(days=4)
     whole = Cron(cron, zone).latest(start, end, 10_000)
     tail = Cron(cron, zone).latest(start + later, end, 10_000)
     assert whole == sorted(set(whole))
     assert tail == [slot for slot in whole if slot > start + later]
+
+
+def test_a_slot_of_the_first_of_two_like_hours_is_not_due_in_the_second() -> None:
+    second_quarter_past_two = instant("2026-10-25 01:15")
+    cron = Cron("30 2 * * *", BERLIN)
+    assert cron.first_after(second_quarter_past_two) == instant("2026-10-26 01:30")
 
 
 def test_only_the_last_slots_are_looked_at_after_a_long_time() -> None:

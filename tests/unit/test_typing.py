@@ -14,7 +14,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from jobs import ChunkedRun, Outcome, Payload, Producer, chunked_job, discover_jobs, job
+from jobs import (
+    ChunkedRun, Outcome, Payload, Producer, Schedule, chunked_job, discover_jobs, job,
+)
 from jobs.insert_rows import InsertRows
 
 class RenameTeam(Payload):
@@ -51,6 +53,13 @@ async def count_teams(session: AsyncSession, payload: RenameTeam) -> Outcome:
 @chunked_job(timeout_s=10)
 async def move_teams(run: ChunkedRun, payload: RenameTeam) -> dict[str, int]:
     return {"attempt": run.claim.attempt}
+
+@job(schedules=[
+    Schedule(name="a", cron="0 3 * * *"),
+    Schedule(name="b", cron="0 3 * * *", missed="all", most=3, overlap="queue",
+             timezone="Europe/Berlin", payload={"team_id": 1}, off_until="redis_url"),
+], timeout_s=3)
+async def sort_teams(session: AsyncSession, payload: RenameTeam) -> None: ...
 
 taken: type[RenameTeam] = rename_team.payload
 """,
@@ -123,6 +132,14 @@ WRONG = {
 WRONG_OPTIONS = {
     "a misspelt option": ("timout_s=10", "call-arg"),
     "a number as text": ('timeout_s="10"', "arg-type"),
+    "a misspelt option of a schedule": (
+        'schedules=[Schedule(name="a", cron="0 3 * * *", zone="UTC")]',
+        "call-arg",
+    ),
+    "a policy that there is not": (
+        'schedules=[Schedule(name="a", cron="0 3 * * *", missed="twice")]',
+        "arg-type",
+    ),
 }
 
 

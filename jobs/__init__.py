@@ -1,7 +1,9 @@
 """What the work is, one public module per job, and the names that jobs and producers import."""
 
+from db.ledger.job import Claim
 from jobs._bell import Bell
 from jobs._declaration import (
+    BatchResults,
     Job,
     Jobs,
     Outcome,
@@ -25,9 +27,11 @@ from jobs._run import ChunkedRun, ChunkEffect
 from jobs._schedule import Schedule
 
 __all__ = [
+    "BatchResults",
     "Bell",
     "ChunkEffect",
     "ChunkedRun",
+    "Claim",
     "DeclarationError",
     "Enqueued",
     "IdempotencyConflict",

@@ -103,8 +103,7 @@ class Bell:
         """Take rings back; a job that is just being delivered is not disturbed by it."""
         if names:
             async with self._redis.pipeline(transaction=True) as pipe:
-                for name in names:
-                    _silence(pipe, queue_key(queue), name)
+                _silence(pipe, queue_key(queue), *names)
                 await pipe.execute()
 
 
@@ -119,9 +118,9 @@ def _wake(pipe: Any, queue: str) -> None:
     pipe.pexpire(wake_key(queue), WAKE_EXPIRES_MS)
 
 
-def _silence(pipe: Any, queue: str, name: str) -> None:
-    pipe.zrem(queue, name)
-    pipe.delete(*(prefix + name for prefix in _KEYS))
+def _silence(pipe: Any, queue: str, *names: str) -> None:
+    pipe.zrem(queue, *names)
+    pipe.delete(*(prefix + name for prefix in _KEYS for name in names))
 
 
 def score_ms(now_ms: int, priority: int) -> int:

@@ -18,13 +18,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from types import ModuleType
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_type_hints
+from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger.job import PRIORITY_LIMIT, Claim
-from jobs._errors import DeclarationError, UnknownJob
+from jobs._errors import DeclarationError, Rejected, UnknownJob
 from jobs._nearest import did_you_mean
 from jobs._run import ChunkedRun
 from jobs._schedule import Schedule
@@ -52,6 +52,11 @@ Outcome = Mapping[str, Any] | None
 """What a job reports when it has succeeded: kept as JSON in its row."""
 
 
+BatchResults = Sequence[Outcome | Rejected]
+"""What a batch form returns: for each order, in order, what it reports or why it is refused."""
+Batch = Callable[[AsyncSession, Sequence[tuple[Any, Claim]]], Awaitable[BatchResults]]
+
+
 class Options(TypedDict, total=False):
     """What a declaration may set for all jobs of its kind; each can be overridden when enqueued."""
 
@@ -77,7 +82,7 @@ class Defaults:
 class Job(Generic[P]):
     """A declared job. `chunked` jobs open one transaction per chunk, others are given theirs.
 
-    One that is `claimed` is given its claim, too.
+    One that is `claimed` is given its claim, too. `batch` does many at once, in one transaction.
     """
 
     kind: str
@@ -86,12 +91,14 @@ class Job(Generic[P]):
     chunked: bool
     claimed: bool = False
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
+    batch: Batch | None = None
     defaults: Defaults = field(default_factory=Defaults)
     schedules: tuple[Schedule, ...] = ()
 
 
 def job(
     *,
+    batch: Batch | None = None,
     schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[
@@ -106,8 +113,19 @@ def job(
     The function gets the open session, inside the fence; what it writes commits together with
     the job's end. It must not commit, and may run more than once. With a third parameter it gets
     its claim, in whose name the audit is written. `schedules` say when workers enqueue it.
+
+    `batch` does the work of many jobs that wait, in one transaction: it gets each payload with its
+    claim, and returns a result for each, of which a Rejected fails that job alone. Should it raise
+    anything, all is rolled back and the jobs are run one by one.
     """
-    return lambda run: _declare(run, schedules, chunked=False, options=options)
+
+    def declare(run: Callable[..., Awaitable[Outcome]]) -> Job[P]:
+        declared: Job[P] = _declare(run, schedules, chunked=False, options=options)
+        if batch is not None:
+            _check_batch(batch, declared)
+        return replace(declared, batch=batch)
+
+    return declare
 
 
 def chunked_job(
@@ -166,6 +184,19 @@ def _scheduled(
         raise DeclarationError(f"job {name}: {error}") from None
 
 
+def _check_batch(batch: Callable[..., Any], declared: Job[Any]) -> None:
+    place = f"job {declared.kind}: its batch form"
+    if not inspect.iscoroutinefunction(batch):
+        raise DeclarationError(f"{place} must be an `async def` function")
+    found = _annotations(batch, declared.kind)
+    orders = found[1] if len(found) == 2 else None
+    order = get_args(orders)[0] if get_origin(orders) is Sequence else None
+    if get_origin(order) is not tuple or get_args(order) != (declared.payload, Claim):
+        raise DeclarationError(
+            f"{place} must take a session and a Sequence[tuple[{declared.payload.__name__}, Claim]]"
+        )
+
+
 def complaint(options: Mapping[str, Any]) -> str | None:
     """What is wrong with the values of options, in one sentence; those that are None are right."""
     for name, (least, most) in _RANGES.items():
@@ -185,14 +216,7 @@ def complaint(options: Mapping[str, Any]) -> str | None:
 
 def _parameters(run: Callable[..., Any], name: str, *, most: int) -> list[Any]:
     """The annotations of its parameters, the second of which is its payload class."""
-    try:
-        hints = get_type_hints(run)
-    except NameError as error:
-        raise DeclarationError(
-            f"job {name}: an annotation cannot be read ({error}); import or define it at the "
-            "top of the module, outside `if TYPE_CHECKING`"
-        ) from None
-    found = [hints.get(one) for one in inspect.signature(run).parameters]
+    found = _annotations(run, name)
     payload = found[1] if 2 <= len(found) <= most else None
     if not (isinstance(payload, type) and issubclass(payload, Payload)):
         count = "two" if most == 2 else "two or three"
@@ -202,6 +226,17 @@ def _parameters(run: Callable[..., Any], name: str, *, most: int) -> list[Any]:
     if len(found) == 3 and found[2] is not Claim:
         raise DeclarationError(f"job {name}: its third parameter must be annotated with Claim")
     return found
+
+
+def _annotations(run: Callable[..., Any], name: str) -> list[Any]:
+    try:
+        hints = get_type_hints(run)
+    except NameError as error:
+        raise DeclarationError(
+            f"job {name}: an annotation cannot be read ({error}); import or define it at the "
+            "top of the module, outside `if TYPE_CHECKING`"
+        ) from None
+    return [hints.get(one) for one in inspect.signature(run).parameters]
 
 
 class Jobs:

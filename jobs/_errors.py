@@ -5,6 +5,7 @@ JobError
 │   └── InputError
 ├── TryLater
 │   └── SourceAway
+├── WrongResults
 ├── UnknownJob
 ├── DeclarationError
 ├── PayloadTooLarge
@@ -12,9 +13,11 @@ JobError
 └── Unadoptable
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from db.ledger.parked import Reason
+from db.ledger.verdict import RowVerdict
 
 SOURCE_AWAY_DELAY = timedelta(seconds=30)
 
@@ -27,7 +30,22 @@ class JobError(Exception):
 
 
 class Rejected(JobError):
-    """The job cannot succeed as it was asked for; it fails and is not tried again."""
+    """The job cannot succeed as it was asked for; it fails and is not tried again.
+
+    A job of one transaction, whose own verdicts are rolled back, hands over what became of its
+    rows: `counts` by verdict, and the rows that need a look. They are written with its failure.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        counts: Mapping[str, int] | None = None,
+        verdicts: Sequence[RowVerdict] = (),
+    ) -> None:
+        super().__init__(message)
+        self.counts = counts
+        self.verdicts = verdicts
 
 
 class TryLater(JobError):
@@ -47,6 +65,10 @@ class SourceAway(TryLater):
 
 class InputError(Rejected):
     """The input as a whole cannot be used."""
+
+
+class WrongResults(JobError):
+    """A batch form returned another number of results than it was given orders."""
 
 
 class UnknownJob(JobError):

@@ -12,7 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from tests.sample_jobs.act_out import GATE, NOTES
 from tests.workers import until
 
-SAMPLE_JOBS = ("tests.sample_jobs.act_out", "tests.sample_jobs.write_notes")
+SAMPLE_JOBS = (
+    "tests.sample_jobs.act_out",
+    "tests.sample_jobs.take_down",
+    "tests.sample_jobs.write_notes",
+)
 _AT_GATE = f"""
     SELECT count(*) FROM pg_locks
      WHERE locktype = 'advisory' AND objid = {GATE} AND NOT granted

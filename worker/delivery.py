@@ -38,7 +38,8 @@ class Delivery:
         """
         job_id = self._heard(message) if message.is_ring else await self._take_in(message)
         if job_id is not None:
-            await self.executor.deliver(job_id)
+            kind = kind_of(message.content) if message.is_ring else None
+            await self.executor.deliver(job_id, kind)
 
     def _heard(self, ring: Message) -> UUID | None:
         kind, arq_id = kind_of(ring.content), ring.arq_id.decode()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
 from db.ledger import job
+from db.ledger.claims import End
 from db.ledger.job import Claim, Reason, State
+from db.ledger.verdict import write_verdicts
 from db.retry import job_backoff_s
 from jobs._declaration import Outcome
-from jobs._errors import TryLater
+from jobs._errors import Rejected, TryLater
 
 MAX_ERROR_CHARS = 4000
 log = structlog.get_logger("bulwark.execution")
@@ -66,17 +68,58 @@ def succeeded(held: Claim, outcome: Outcome) -> Ending:
     )
 
 
-def failed(held: Claim, reason: Reason, text: str) -> Ending:
+def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = None) -> Ending:
+    """The job has failed for good; what its refusal says of its rows is written with that."""
+
+    async def change(session: AsyncSession) -> None:
+        await job.end(
+            session,
+            held,
+            State.FAILED,
+            reason=reason,
+            error=_storable(text),
+            outcome=None if refusal is None else _outcome_of(refusal),
+        )
+        if refusal is not None:
+            await write_refused_rows(session, held, refusal)
+
     return _ending(
         held,
         State.FAILED,
-        lambda session: job.end(session, held, State.FAILED, reason=reason, error=_storable(text)),
+        change,
         "ERROR",
         "job.failed",
         attempt=held.attempt + 1,
         reason=reason.value,
         error=text,
     )
+
+
+def rejected(held: Claim, refusal: Rejected) -> Ending:
+    return failed(held, Reason.REJECTED, str(refusal), refusal)
+
+
+def _outcome_of(refusal: Rejected) -> Outcome:
+    return None if refusal.counts is None else {"verdicts": dict(refusal.counts)}
+
+
+async def write_refused_rows(session: AsyncSession, held: Claim, refusal: Rejected) -> None:
+    """Write the rows that need a look, in the transaction that ends the job."""
+    rows = [replace(one, message=_storable(one.message)) for one in refusal.verdicts]
+    await write_verdicts(session, held.job_id, rows)
+
+
+def end_of(held: Claim, result: Outcome | Rejected) -> End:
+    """How one of many jobs ends with this result."""
+    if not isinstance(result, Rejected):
+        return End(held, State.SUCCEEDED, result)
+    return End(held, State.FAILED, _outcome_of(result), Reason.REJECTED, _storable(str(result)))
+
+
+def tell_end(held: Claim, result: Outcome | Rejected) -> None:
+    """Say in the log how it ended, once that is committed."""
+    ending = rejected(held, result) if isinstance(result, Rejected) else succeeded(held, result)
+    ending.tell(held)
 
 
 def requeued(

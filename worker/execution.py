@@ -1,19 +1,19 @@
 """Around one delivery: claim, run, commit, and write how it ended."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict, deque
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
-from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted, ClaimLost, CommitUnknown
 from db.ledger import job
-from db.ledger.job import Claim, Reason, State
+from db.ledger.claims import claim_many
+from db.ledger.job import Claim, Reason, Ring, State
 from db.registry import Registry
 from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import transaction
@@ -21,64 +21,21 @@ from jobs._declaration import Job, Jobs, Outcome, Payload
 from jobs._errors import Rejected, TryLater
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
-from worker.ending import Ending, deferred, failed, outlived, requeued, succeeded, tried
+from worker.batching import commit_together, tell_done
+from worker.ending import Ending, deferred, outlived, rejected, succeeded, tried
+from worker.gathering import Batch, Gathering, Turn
 from worker.liveness import Liveness
+from worker.payload import payload_of
+from worker.settling import Settling, told_of
+from worker.solitude import Solitude
 
-GIVE_BACK_TIMEOUT_S = 5.0
-OUTCOME_WAIT_S = 2.0
 CLOSING_TIMEOUT_S = 600.0
+Silence = Callable[[Sequence[Ring]], Coroutine[Any, Any, None]]
 log = structlog.get_logger("bulwark.execution")
 
 
-SOLITUDE_WAIT_S = 5.0
-"""How long one suspect may keep other jobs of its worker from starting, before it runs itself."""
-
-
-class Solitude:
-    """Lets many jobs run at once, or one alone, which keeps others from starting."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Condition()
-        self._running = 0
-        self._alone = False
-
-    @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone)
-            self._running += 1
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[bool]:
-        """Tell whether one is alone now, once those that run have ended; no other starts.
-
-        The answer is no when they take longer than SOLITUDE_WAIT_S, and at once when somebody
-        else is alone or waits for it.
-        """
-        if self._alone:
-            yield False
-            return
-        self._alone = True
-        try:
-            yield await self._others_end()
-        finally:
-            async with self._changed:
-                self._alone = False
-                self._changed.notify_all()
-
-    async def _others_end(self) -> bool:
-        try:
-            async with asyncio.timeout(SOLITUDE_WAIT_S), self._changed:
-                await self._changed.wait_for(lambda: self._running == 0)
-        except TimeoutError:
-            return False
-        return True
+async def _leave_rings(_: Sequence[Ring]) -> None:
+    """Rings of jobs that are claimed do nothing when they are heard."""
 
 
 @dataclass
@@ -86,6 +43,7 @@ class Executor:
     """Carries out deliveries for one worker row.
 
     `unclaimed` are jobs whose rings were heard in vain, for whoever can have them rung again.
+    `silence` takes rings out of Redis whose jobs are claimed already.
     """
 
     worker_id: UUID
@@ -96,9 +54,13 @@ class Executor:
     liveness: Liveness
     solitude: Solitude = field(default_factory=Solitude)
     unclaimed: set[UUID] = field(default_factory=set)
+    silence: Silence = _leave_rings
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)
-    _last_words: set[asyncio.Task[None]] = field(default_factory=set)
+    _gatherings: defaultdict[str, Gathering] = field(default_factory=lambda: defaultdict(Gathering))
     _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self._settling = Settling(self.sessions)
 
     def stop(self) -> None:
         """Give back what still runs, and take nothing more; a second call does nothing."""
@@ -114,12 +76,13 @@ class Executor:
 
     async def settle(self) -> None:
         """Wait until the jobs that were given back are written."""
-        await asyncio.gather(*self._last_words, return_exceptions=True)
+        await self._settling.rest()
 
-    async def deliver(self, job_id: UUID) -> None:
+    async def deliver(self, job_id: UUID, kind: str | None = None) -> None:
         """Run the job if it can be claimed; a delivery that comes twice, or late, does nothing.
 
-        When cancelled, the job is given back to its queue.
+        Where its kind is told and has a batch form, it is run together with others that wait.
+        When cancelled, the jobs are given back to their queue.
         """
         if self._stopping:
             self.unclaimed.add(job_id)
@@ -128,13 +91,8 @@ class Executor:
         assert delivery is not None
         self._deliveries.add(delivery)
         try:
-            async with self.solitude.together():
-                if await self._claim_and_run(job_id, alone=False):
-                    return
-            if await self._waits_for_solitude(job_id):
-                async with self.solitude.alone() as alone:
-                    if alone:
-                        await self._claim_and_run(job_id, alone=True)
+            if not await self._carry_out_together(job_id, kind):
+                await self._carry_out(job_id)
         except DATABASE_ERRORS as error:
             self._give_up(job_id, error)
         except asyncio.CancelledError:
@@ -142,6 +100,26 @@ class Executor:
             raise
         finally:
             self._deliveries.discard(delivery)
+
+    async def _carry_out(self, job_id: UUID) -> None:
+        async with self.solitude.together():
+            if await self._claim_and_run(job_id, alone=False):
+                return
+        if await self._waits_for_solitude(job_id):
+            async with self.solitude.alone() as alone:
+                if alone:
+                    await self._claim_and_run(job_id, alone=True)
+
+    async def _carry_out_together(self, job_id: UUID, kind: str | None) -> bool:
+        """Carry it out with others of its kind; tell whether nothing is left to do for it."""
+        if kind is None or kind not in self.jobs or self.jobs[kind].batch is None:
+            return False
+        gathering = self._gatherings[kind]
+        turn = await gathering.turn(job_id)
+        if turn is not Turn.LEADS:
+            return turn is Turn.TAKEN
+        async with gathering.batch(job_id) as batch, self.solitude.together():
+            return await self._claim_and_run_together(gathering, batch, self.jobs[kind])
 
     def _give_up(self, job_id: UUID, error: Exception) -> None:
         """Leave the job unclaimed; after an error that will not pass, until its next ring."""
@@ -156,7 +134,7 @@ class Executor:
             held = await self._claim(job_id, claim_id, alone=alone)
             if held is None:
                 return False
-            with structlog.contextvars.bound_contextvars(job=str(job_id), kind=held.kind):
+            with told_of(held):
                 await self._run(held)
             return True
         finally:
@@ -178,6 +156,72 @@ class Executor:
             receipted=True,
         )
 
+    async def _claim_and_run_together(
+        self, gathering: Gathering, batch: Batch, declared: Job[Any]
+    ) -> bool:
+        room = len(batch.heard) if self.liveness.is_retiring else batch.room
+        claim_ids = [uuid4() for _ in range(room)]
+        for claim_id in claim_ids:
+            self.liveness.hold(claim_id)
+        try:
+            taken = await transaction(
+                self.sessions,
+                lambda s: claim_many(s, declared.kind, batch.heard, claim_ids, self.worker_id),
+                name="job.claim",
+                receipted=True,
+            )
+            gathering.is_crowded = len(taken.claims) == room
+            batch.settle(alone=taken.left)
+            if taken.company:
+                beside = asyncio.create_task(self.silence(taken.company))
+                self._deliveries.add(beside)
+                beside.add_done_callback(self._deliveries.discard)
+            await self._run_together(declared, taken.claims)
+            return batch.heard[0] not in taken.left
+        finally:
+            for claim_id in claim_ids:
+                self.liveness.release(claim_id)
+
+    async def _run_together(self, declared: Job[Any], claims: Sequence[Claim]) -> None:
+        """Run them in one transaction; should it fail, run each by itself, to find the guilty."""
+        if len(claims) > 1:
+            reason = await self._try_together(declared, claims)
+            if reason is None:
+                return
+            log.warning("batch.failed", kind=declared.kind, jobs=len(claims), reason=reason)
+        waiting = deque(claims)
+        try:
+            while waiting:
+                held = waiting.popleft()
+                with told_of(held):
+                    await self._run(held)
+        except asyncio.CancelledError:
+            await self._settling.give_back_many(waiting)
+            raise
+
+    async def _try_together(self, declared: Job[Any], claims: Sequence[Claim]) -> str | None:
+        """Run them in one transaction and tell of it, or return why it has failed."""
+        limit_s = max(held.timeout_s for held in claims)
+        for held in claims:
+            self.liveness.limit(held.claim_id, limit_s)
+            with told_of(held):
+                log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
+        try:
+            async with asyncio.timeout(limit_s):
+                done = await commit_together(self.sessions, declared, claims)
+        except asyncio.CancelledError:
+            if _is_told_to_stop():
+                await self._settling.give_back_many(claims)
+                raise
+            return "it was cancelled from within"
+        except Exception as error:
+            return describe(error)
+        finally:
+            for held in claims:
+                self.liveness.unlimit(held.claim_id)
+        tell_done(done)
+        return None
+
     async def _run(self, held: Claim) -> None:
         log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
         self.liveness.limit(held.claim_id, held.timeout_s)
@@ -186,14 +230,14 @@ class Executor:
             if ending is not None and ending.state == State.FAILED:
                 await self._close(held)
         except asyncio.CancelledError:
-            await self._give_back(held)
+            await self._settling.give_back(held)
             raise
         except ClaimLost:
             log.warning("job.claim_lost", claim=str(held.claim_id))
             return
         self.liveness.unlimit(held.claim_id)
         if ending is not None:
-            await self._settle(held, ending)
+            await self._settling.settle(held, ending)
 
     async def _close(self, held: Claim) -> None:
         """Let a chunked job that has failed for good say what became of the rest of its input.
@@ -206,7 +250,7 @@ class Executor:
         self.liveness.limit(held.claim_id, CLOSING_TIMEOUT_S)
         try:
             async with asyncio.timeout(CLOSING_TIMEOUT_S):
-                await closing(self._chunked(held), _payload(self.jobs[held.kind], held))
+                await closing(self._chunked(held), payload_of(self.jobs[held.kind], held))
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_told_to_stop():
                 raise
@@ -217,14 +261,14 @@ class Executor:
         limit = asyncio.timeout(held.timeout_s)
         try:
             declared = self.jobs[held.kind]
-            payload = _payload(declared, held)
+            payload = payload_of(declared, held)
             async with limit:
                 if declared.chunked:
                     outcome = await declared.run(self._chunked(held), payload)
                     return succeeded(held, outcome)
                 outcome = await self._single(held, declared, payload)
         except Rejected as error:
-            return failed(held, Reason.REJECTED, str(error))
+            return rejected(held, error)
         except TryLater as error:
             return deferred(held, self.jobs[held.kind].defaults.max_age, error)
         except ClaimLost:
@@ -267,69 +311,8 @@ class Executor:
 
         return await transaction(self.sessions, unit, name=f"job.{held.kind}", receipted=True)
 
-    async def _settle(self, held: Claim, ending: Ending) -> None:
-        """Write how it ended; one that PostgreSQL refuses becomes the error of this attempt."""
-        try:
-            await self._write(held, ending)
-        except asyncio.CancelledError:
-            await self._write_at_shutdown(held, ending)
-            raise
-        except DATABASE_ERRORS as error:
-            await self._write_in_time(held, tried(held, None, describe(error)))
-
-    async def _write(self, held: Claim, ending: Ending) -> None:
-        """Write the ending; while PostgreSQL is away it waits in memory."""
-        while True:
-            try:
-                await transaction(self.sessions, ending.write, name="job.end", receipted=True)
-            except ClaimLost:
-                log.warning("job.claim_lost", claim=str(held.claim_id))
-                return
-            except DATABASE_ERRORS as error:
-                if classify(error) is not Fault.OUTAGE:
-                    raise
-                log.warning("job.outcome_waits", claim=str(held.claim_id), reason=describe(error))
-                await asyncio.sleep(OUTCOME_WAIT_S)  # nothing tells that PostgreSQL is back
-            else:
-                ending.tell(held)
-                return
-
-    async def _give_back(self, held: Claim) -> None:
-        await self._write_at_shutdown(held, requeued(held, Reason.GIVEN_BACK, "job.given_back"))
-
-    async def _write_at_shutdown(self, held: Claim, ending: Ending) -> None:
-        """Write the ending in a task of its own, so that another cancellation does not stop it."""
-        task = asyncio.create_task(self._write_in_time(held, ending))
-        self._last_words.add(task)
-        await asyncio.shield(task)
-
-    async def _write_in_time(self, held: Claim, ending: Ending) -> None:
-        try:
-            async with asyncio.timeout(GIVE_BACK_TIMEOUT_S):
-                await self._write(held, ending)
-        except (TimeoutError, *DATABASE_ERRORS) as error:
-            log.warning(
-                "job.outcome_unwritten",
-                claim=str(held.claim_id),
-                reason=describe(error),
-                remedy="the job is rescued",
-            )
-
 
 def _is_told_to_stop() -> bool:
     """Whether a cancellation came from outside, and not out of the job's own awaiting."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _payload(declared: Job[Any], held: Claim) -> Payload:
-    try:
-        payload: Payload = declared.payload.model_validate(held.payload)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        text = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'payload'}: {problem['msg']}"
-            for problem in problems
-        )
-        raise Rejected(f"the payload does not fit {declared.payload.__name__}: {text}") from None
-    return payload

@@ -3,21 +3,25 @@
 import asyncio
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db import migrations
 from db.engine import PoolProfile, create_engine, make_sessions
 from db.errors import NotAtHead
 from db.ledger import worker
+from db.ledger.job import Ring
 from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import transaction
-from jobs._bell import Bell
+from jobs._bell import Bell, arq_id
 from jobs._declaration import Jobs, discover_jobs
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
@@ -175,10 +179,18 @@ class Process:
             discover_models(self.settings.model_modules),
             self.settings.import_folders,
             self._liveness,
+            silence=self._silence,
         )
         self._delivery = Delivery(self._executor, self._ear)
         self._look_after(sessions, self._executor)
         log.info("worker.started", worker=str(self.worker_id), queues=self.settings.queues)
+
+    async def _silence(self, rings: Sequence[Ring]) -> None:
+        """Take rings out of Redis whose jobs are claimed; what stays there does no harm."""
+        with suppress(RedisError, OSError):
+            for queue in {one.queue for one in rings}:
+                names = [arq_id(one.job_id, one.number) for one in rings if one.queue == queue]
+                await Bell(self._redis).silence(queue, names)
 
     def _listen(self) -> None:
         main = self.arq_worker.main_task

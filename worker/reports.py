@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -124,7 +124,8 @@ _REPORT = sa.text(
                AS source,
            coalesce((opening.detail ->> 'text_bytes')::bigint,
                     (job.payload -> 'source' ->> 'text_bytes')::bigint) AS input_bytes,
-           job.state = 'succeeded' OR NOT (
+           job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
+              OR NOT (
                opening.job_id IS NOT NULL
                OR coalesce(jsonb_typeof(job.payload -> 'source') = 'object', false)
                OR coalesce(jsonb_typeof(job.payload -> 'rows') = 'array', false)
@@ -158,7 +159,17 @@ async def read_job(session: AsyncSession, job_id: UUID, lost_after_s: float) -> 
     if row is None:
         raise BadInput(f"There is no job {job_id}: see `bulwark jobs`.")
     fields = {**row, "state": State(row["state"])}
-    return JobReport(**fields, tally=await chunk.tally(session, job_id))
+    tally = await chunk.tally(session, job_id)
+    return JobReport(**fields, tally=_with_verdicts_of(tally, row["outcome"]))
+
+
+def _with_verdicts_of(tally: Tally, outcome: Mapping[str, Any] | None) -> Tally:
+    """A job of one transaction has no receipts, and reports its verdicts in its outcome."""
+    said = (outcome or {}).get("verdicts")
+    if tally.counts or not isinstance(said, dict):
+        return tally
+    counts = {name: count for name, count in said.items() if type(count) is int}
+    return replace(tally, rows=sum(counts.values()), counts=counts)
 
 
 async def find_job(session: AsyncSession, text: str) -> UUID:
@@ -187,15 +198,22 @@ _LIST = sa.text(
            job.payload ->> 'table' AS table_name, job.created_at, job.run_at, job.started_at,
            job.finished_at,
            extract(epoch FROM coalesce(job.finished_at, now()) - job.started_at)::float8 AS run_s,
-           done.rows_read, done.rejected
+           coalesce(done.rows_read, said.rows_read, 0) AS rows_read,
+           coalesce(done.rejected, said.rejected, 0) AS rejected
       FROM (SELECT * FROM bulwark.job
              WHERE (CAST(:state AS text) IS NULL OR state = :state)
                AND (CAST(:queue AS text) IS NULL OR queue = :queue)
              ORDER BY id DESC LIMIT :most) AS job
      CROSS JOIN LATERAL (
-           SELECT coalesce(sum(rows), 0)::bigint AS rows_read,
-                  coalesce(sum((counts ->> 'rejected')::bigint), 0)::bigint AS rejected
+           SELECT sum(rows)::bigint AS rows_read,
+                  sum((counts ->> 'rejected')::bigint)::bigint AS rejected
              FROM bulwark.chunk WHERE job_id = job.id) AS done
+     CROSS JOIN LATERAL (
+           SELECT sum(value::bigint)::bigint AS rows_read,
+                  sum(value::bigint) FILTER (WHERE key = 'rejected')::bigint AS rejected
+             FROM jsonb_each(CASE jsonb_typeof(job.outcome -> 'verdicts')
+                             WHEN 'object' THEN job.outcome -> 'verdicts' END)
+            WHERE jsonb_typeof(value) = 'number') AS said
      ORDER BY job.id DESC
     """
 )

@@ -144,6 +144,15 @@ class Limits:
     idle_s: float
     lock_s: float = 10.0
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What SET_LIMITS takes."""
+        return {
+            "statement_ms": str(round(self.statement_s * 1000)),
+            "idle_ms": str(round(self.idle_s * 1000)),
+            "lock_ms": str(round(self.lock_s * 1000)),
+        }
+
 
 BRIEF = Limits(statement_s=30.0, idle_s=10.0, lock_s=2.0)
 
@@ -206,7 +215,7 @@ async def insert_jobs(
     return [ring for ring in rings if ring.number > 0]
 
 
-_SET_LIMITS = """
+SET_LIMITS = """
         SELECT set_config('statement_timeout', :statement_ms, true),
                set_config('idle_in_transaction_session_timeout', :idle_ms, true),
                set_config('lock_timeout', :lock_ms, true)
@@ -214,7 +223,7 @@ _SET_LIMITS = """
 _CLAIM = sa.text(
     f"""
     WITH limits AS MATERIALIZED (
-        {_SET_LIMITS}, set_config('synchronous_commit', 'off', true)
+        {SET_LIMITS}, set_config('synchronous_commit', 'off', true)
     ), me AS (
         SELECT worker.id FROM limits, bulwark.worker
          WHERE worker.id = :worker_id AND worker.ended_at IS NULL FOR KEY SHARE OF worker
@@ -253,7 +262,7 @@ async def claim(
                 "worker_id": worker_id,
                 "suspect": CRASHES_BEFORE_SOLITUDE,
                 "alone": alone,
-                **_milliseconds(BRIEF),
+                **BRIEF.parameters,
             },
         )
     ).one_or_none()
@@ -274,10 +283,10 @@ async def waits_for_solitude(session: AsyncSession, job_id: UUID) -> bool:
     )
 
 
-_LIMIT = sa.text(_SET_LIMITS)
+_LIMIT = sa.text(SET_LIMITS)
 _FENCE = sa.text(
     f"""
-    WITH limits AS MATERIALIZED ({_SET_LIMITS})
+    WITH limits AS MATERIALIZED ({SET_LIMITS})
     SELECT job.id FROM limits, bulwark.job AS job
      WHERE job.id = :job_id AND job.claim_id = :claim_id AND job.state = 'running'
        FOR SHARE OF job
@@ -295,7 +304,7 @@ async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None
     limits = limits or Limits(statement_s=held.timeout_s, idle_s=held.timeout_s)
     row = await session.execute(
         _FENCE,
-        {"job_id": held.job_id, "claim_id": held.claim_id, **_milliseconds(limits)},
+        {"job_id": held.job_id, "claim_id": held.claim_id, **limits.parameters},
     )
     if row.one_or_none() is None:
         raise ClaimLost
@@ -303,15 +312,7 @@ async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None
 
 async def limit(session: AsyncSession, limits: Limits) -> None:
     """Bound a transaction of the ledger's own, so that it holds no row for long."""
-    await session.execute(_LIMIT, _milliseconds(limits))
-
-
-def _milliseconds(limits: Limits) -> dict[str, str]:
-    return {
-        "statement_ms": str(round(limits.statement_s * 1000)),
-        "idle_ms": str(round(limits.idle_s * 1000)),
-        "lock_ms": str(round(limits.lock_s * 1000)),
-    }
+    await session.execute(_LIMIT, limits.parameters)
 
 
 async def ended_by(session: AsyncSession, held: Claim) -> State | None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,17 +17,17 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger import worker
 from db.ledger.take_back import from_worker
 from db.transaction import transaction
-from jobs._declaration import Jobs, Outcome, Payload, chunked_job, discover_jobs
+from jobs._declaration import Job, Jobs, Outcome, Payload, chunked_job, discover_jobs
 from jobs._declaration import job as single_job
 from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
 from tests.inprocess import Bench
 from tests.proxy import Cut, proxied
-from tests.sample_jobs.act_out import ADD_NOTE, ActOut
+from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, until
-from worker import execution as execution_module
+from worker import solitude
 from worker.embedded import embedded_postgres
 from worker.execution import Executor
 
@@ -54,6 +55,19 @@ async def test_a_rejected_job_fails_at_once_and_leaves_no_effect(
     job_id = await bench.run(ActOut(then="reject"))
     assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
     assert (await stage.row(job_id))["error"] == "no such club"
+    assert await stage.notes() == []
+
+
+async def test_a_refusal_leaves_its_verdicts_with_the_failure_of_the_job(
+    stage: Stage, bench: Bench
+) -> None:
+    job_id = await bench.run(ActOut(then="reject_rows"))
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+    row = await stage.row(job_id)
+    assert row["error"] == "2 of 3 rows are bad"
+    assert row["outcome"] == '{"verdicts": {"rejected": 2, "not_reached": 1}}'
+    written = await bench.verdicts(job_id)
+    assert written == [replace(BAD_ROWS[0], message="no room for \\0"), BAD_ROWS[1]]
     assert await stage.notes() == []
 
 
@@ -268,6 +282,7 @@ class OwnJobs:
             await self._hold(payload)
             return {"note": payload.note}
 
+        declared: Job[HoldUp]
         declared = chunked_job()(held_up_in_chunks) if chunked else single_job()(held_up)
         self.bench = Bench(sessions, url, Jobs([declared]))
 
@@ -348,7 +363,7 @@ async def test_a_suspect_runs_alone(stage: Stage, own_jobs: OwnJobs) -> None:
 async def test_a_busy_worker_does_not_stay_closed_for_a_suspect_that_another_runs(
     stage: Stage, own_jobs: OwnJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execution_module, "SOLITUDE_WAIT_S", 0.5)
+    monkeypatch.setattr(solitude, "SOLITUDE_WAIT_S", 0.5)
     busy = await own_jobs.bench.register()
     own_jobs.bench.worker_id = uuid4()
     idle = await own_jobs.bench.register()
@@ -416,6 +431,7 @@ BESIDES = {"transaction.replayed", "job.raised", "chunk.committed"}
     [
         (ActOut(gate=True), 1, ("succeeded", None, 0), "job.succeeded", ["done"]),
         (ActOut(gate=True, then="reject"), 1, ("failed", "rejected", 1), "job.failed", []),
+        (ActOut(gate=True, then="reject_rows"), 1, ("failed", "rejected", 1), "job.failed", []),
         (ActOut(gate=True, then="fail"), 1, ("queued", "retry", 1), "job.retried", []),
         (WriteNotes(chunks=1, gate_in=1), 2, ("succeeded", None, 0), "job.succeeded", ["chunk 1"]),
     ],
@@ -440,6 +456,8 @@ async def test_a_commit_without_an_answer_is_settled_exactly_once(
         ends = [line["event"] for line in logs if line["event"] not in BESIDES]
         assert ends == [told]
         assert proxy.cuts == [cut] * commits
+        rows_in_need = len(BAD_ROWS) if payload == ActOut(gate=True, then="reject_rows") else 0
+        assert len(await bench.verdicts(job_id)) == rows_in_need
     assert await stage.ended_as(job_id) == end
     assert await stage.notes() == notes
 

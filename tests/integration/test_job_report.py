@@ -11,9 +11,10 @@ from rich.console import Console
 
 from jobs.insert_rows import InsertRows
 from tests.inprocess import BOMB, Bench
-from tests.sample_jobs.act_out import NOTES, ActOut
+from tests.sample_jobs.act_out import COUNTS_OF_BAD, COUNTS_OF_GOOD, NOTES, ActOut, Deed
+from tests.stage import Stage
 from worker.display import show_job
-from worker.reports import JobReport, read_job
+from worker.reports import JobReport, list_jobs, read_job
 
 TEAMS = b"name\none\ntwo\nbomb\nfour\n"
 ACCOUNTED = "every row is accounted for"
@@ -134,3 +135,32 @@ async def test_a_failed_job_without_an_input_has_left_nothing_unread(
 
     assert (report.state, report.reached_end) == ("failed", True)
     assert UNREAD not in shown
+
+
+async def test_a_job_of_one_transaction_reports_the_verdicts_of_its_outcome(
+    stage: Stage, bench: Bench
+) -> None:
+    deeds: dict[Deed, dict[str, int]]
+    deeds = {"count_rows": COUNTS_OF_GOOD, "reject_rows": COUNTS_OF_BAD}
+    for deed, counts in deeds.items():
+        report, shown = await report_on(bench, await bench.run(ActOut(then=deed)))
+        assert report.tally.counts == counts
+        assert report.as_json()["rows_read"] == 3
+        assert report.adds_up
+        assert f"= 3: {ACCOUNTED}" in shown
+    async with bench.sessions() as session:
+        listed = await list_jobs(session, state=None, queue=None, most=10)
+    assert [(one["rows_read"], one["rejected"]) for one in listed] == [(3, 2), (3, 1)]
+
+
+async def test_an_outcome_that_only_looks_like_verdicts_breaks_no_report(
+    stage: Stage, bench: Bench
+) -> None:
+    job_id = await bench.run(ActOut())
+    for outcome in ('{"verdicts": [1]}', '{"verdicts": {"moved": "two"}}', '{"verdicts": null}'):
+        await stage.value("UPDATE bulwark.job SET outcome = $1 WHERE id = $2", outcome, job_id)
+        report, _ = await report_on(bench, job_id)
+        assert (report.tally.rows, report.adds_up) == (0, True)
+        async with bench.sessions() as session:
+            (listed,) = await list_jobs(session, state=None, queue=None, most=10)
+        assert (listed["rows_read"], listed["rejected"]) == (0, 0)

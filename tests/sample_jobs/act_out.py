@@ -8,6 +8,7 @@ from typing import Literal
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.ledger.verdict import RowVerdict
 from jobs._declaration import Outcome, Payload, job
 from jobs._errors import Rejected, TryLater
 
@@ -17,10 +18,19 @@ GATE = 4711
 WAIT_AT_GATE = sa.text(f"SELECT pg_advisory_xact_lock_shared({GATE})")
 """Passes once nobody holds the lock exclusively."""
 
+COUNTS_OF_GOOD = {"moved": 2, "rejected": 1}
+COUNTS_OF_BAD = {"rejected": 2, "not_reached": 1}
+BAD_ROWS = [
+    RowVerdict(1, 0, None, "rejected", "roster_full", "hero_id", "no room for \0", b"1"),
+    RowVerdict(3, 0, None, "rejected", "unknown_hero", None, "no such hero", None),
+]
+
 Deed = Literal[
     "return",
     "reject",
     "reject_oddly",
+    "reject_rows",
+    "count_rows",
     "put_off",
     "fail",
     "break_a_constraint",
@@ -51,6 +61,10 @@ async def act_out(session: AsyncSession, payload: ActOut) -> Outcome:
             raise Rejected("no such club")
         case "reject_oddly":
             raise Rejected("a NUL \0 and half a pair \ud800")
+        case "reject_rows":
+            raise Rejected("2 of 3 rows are bad", counts=COUNTS_OF_BAD, verdicts=BAD_ROWS)
+        case "count_rows":
+            return {"verdicts": COUNTS_OF_GOOD}
         case "put_off":
             raise TryLater(timedelta(seconds=payload.seconds), "the club is closed")
         case "fail":

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Final
 
 from db.ledger.audit import Origin
 from db.refusal import Refusal
-
-VERSION_CONFLICT = "version_conflict"
 
 
 class Anywhere(Enum):
@@ -34,12 +33,14 @@ class Move:
 class Order:
     """Moves that take effect all together or not at all.
 
-    With `dry_run` the order is judged and takes no effect, not even on the orders behind it.
+    With `dry_run` the order is judged and takes no effect, not even on the orders behind it. The
+    time of the Transfer rows is that of the transaction unless another is given.
     """
 
     origin: Origin
     moves: Sequence[Move]
     reason: str | None = None
+    transferred_at: datetime | None = None
     dry_run: bool = False
 
 
@@ -61,8 +62,3 @@ class Refused:
 
     place: int
     refusal: Refusal
-
-    @property
-    def is_conflict(self) -> bool:
-        """Whether somebody else was faster, and the order itself may have been right."""
-        return self.refusal.code == VERSION_CONFLICT

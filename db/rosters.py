@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.orders import ANYWHERE, VERSION_CONFLICT, Anywhere, Move, Order, Refused
-from db.refusal import Refusal
+from db.orders import ANYWHERE, Anywhere, Move, Order, Refused
+from db.refusal import OUTDATED, Refusal
 
 _IDS = sa.bindparam("ids", type_=ARRAY(sa.BigInteger))
 _LOCK_TEAMS = sa.text(
@@ -156,7 +156,7 @@ class Rosters:
             return Refusal("same_team", text, "to_team_id")
         if move.expect_version not in (None, hero.version):
             text = f"{hero} is at version {hero.version}, not at the expected {move.expect_version}"
-            return Refusal(VERSION_CONFLICT, text, "version")
+            return Refusal(OUTDATED, text, "version")
         if hero.team_id != start:
             wrong = "no free agent" if start is None else f"not in {self._name(start)}"
             text = f"{hero} is in {self._name(hero.team_id)}, and {wrong}"

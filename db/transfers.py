@@ -42,10 +42,11 @@ class _Numbered(NamedTuple):
 
 
 _ORIGIN = ", ".join(ORIGIN_TYPES)
-_INPUT = {
+_INPUT: dict[str, Any] = {
     "order_no": sa.Integer,
     **ORIGIN_TYPES,
     "reason": sa.Text,
+    "transferred_at": sa.TIMESTAMP(timezone=True),
     "hero_id": sa.BigInteger,
     "from_team_id": sa.BigInteger,
     "to_team_id": sa.BigInteger,
@@ -82,8 +83,10 @@ _WRITE = sa.text(
         UPDATE membership SET deleted_at = now(), version = role.version + 1, updated_at = now()
           FROM role WHERE membership.id = role.id RETURNING role.*
     ), written AS (
-        INSERT INTO transfer (id, hero_id, from_team_id, to_team_id, reason)
-        SELECT transfer_id, hero_id, from_team_id, to_team_id, reason FROM step ORDER BY step_no
+        INSERT INTO transfer (id, hero_id, from_team_id, to_team_id, reason, transferred_at)
+        SELECT transfer_id, hero_id, from_team_id, to_team_id, reason,
+               coalesce(transferred_at, now())
+          FROM step ORDER BY step_no
     ), line AS (
         SELECT {_ORIGIN}, 0 AS place, 'insert' AS action, 'transfer' AS table_name,
                jsonb_agg(jsonb_build_array(transfer_id) ORDER BY step_no) AS keys,
@@ -123,6 +126,7 @@ def _row(numbered: _Numbered) -> Mapping[str, Any]:
         "order_no": numbered.order_no,
         **order.origin.row,
         "reason": order.reason,
+        "transferred_at": order.transferred_at,
         "hero_id": step.hero_id,
         "from_team_id": step.from_team_id,
         "to_team_id": step.to_team_id,

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.columns import INTEGER_MAX, Note, Reference
 from db.ledger.verdict import RowVerdict, Verdict
 from db.orders import Moved, Order, Refused
+from db.outcome import verdict_of
 from db.transfers import transfer
 from jobs._declaration import Outcome, Payload
 from jobs._errors import Rejected
@@ -66,9 +67,9 @@ def _ending(order: Order, result: Moved | Refused) -> Outcome | Rejected:
 
 def _refusal(order: Order, refused: Refused) -> Outcome | Rejected:
     """A dry run that finds out that the order would be refused has done what it was asked for."""
-    verdict = Verdict.CONFLICT if refused.is_conflict else Verdict.REJECTED
-    counts = _counts(verdict, len(order.moves))
     why = refused.refusal
+    verdict = verdict_of(why)
+    counts = _counts(verdict, len(order.moves))
     text = f"{why.code}: {why.message}"
     if order.dry_run:
         return {"dry_run": True, "verdicts": counts, "refused": text}

@@ -37,7 +37,7 @@ class SwapHeroes(MovingHeroes):
             )
             for hero_id in hero_ids
         ]
-        return Order(Origin(held), moves, self.reason, self.dry_run)
+        return Order(Origin(held), moves, self.reason, dry_run=self.dry_run)
 
 
 async def swap_many(

@@ -42,7 +42,7 @@ class TransferHeroes(MovingHeroes):
             Move(hero_id, self.to_team_id, start, self.expect_versions.get(hero_id))
             for hero_id in self.hero_ids
         ]
-        return Order(Origin(held), moves, self.reason, self.dry_run)
+        return Order(Origin(held), moves, self.reason, dry_run=self.dry_run)
 
 
 async def transfer_many(

@@ -212,7 +212,10 @@ async def test_many_orders_in_one_transaction_end_as_each_in_its_own(
     sessions: Sessions,
     drawn: list[tuple[list[Move], str | None, bool]],
 ) -> None:
-    orders = [Order(origin(number), *given) for number, given in enumerate(drawn)]
+    orders = [
+        Order(origin(number), moves, reason, dry_run=dry_run)
+        for number, (moves, reason, dry_run) in enumerate(drawn)
+    ]
     together = await carried_out(connection, sessions, [orders])
     apart = await carried_out(connection, sessions, [[order] for order in orders])
 

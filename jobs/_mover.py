@@ -14,6 +14,7 @@ from db.outcome import Written
 from db.refusal import Refusal
 from db.transfers import transfer
 from jobs._errors import InputError
+from jobs._mapping import Plan
 from jobs._preparation import Prepared
 from jobs._turn import Turn
 from jobs._writer import Ready, Writer
@@ -43,6 +44,28 @@ class MovedRows(Written):
         return self.moved
 
 
+def require_teams(plan: Plan, *, from_anywhere: bool) -> None:
+    """Raise InputError unless the input says which teams are left and joined, or need not."""
+    if not plan.given:
+        return  # rows in a payload may be none at all
+    if "to_team_id" not in plan.given:
+        raise InputError(
+            "the input does not say which team a hero joins: map a column to to_team_id, or to "
+            "to_team_id.name; in it, no value is a release"
+        )
+    gives_start = "from_team_id" in plan.given
+    if gives_start and from_anywhere:
+        raise InputError(
+            "heroes may come from anywhere, and yet the input gives from_team_id; --ignore its "
+            "column, or leave out --from-anywhere"
+        )
+    if not gives_start and not from_anywhere:
+        raise InputError(
+            "the input does not say which team a hero leaves: map a column to from_team_id, or "
+            "to from_team_id.name, or let heroes come --from-anywhere"
+        )
+
+
 @dataclass
 class Mover(Writer):
     """Moves the heroes that the rows name; with `from_anywhere` the rows do not say from where."""
@@ -51,24 +74,7 @@ class Mover(Writer):
 
     def __post_init__(self) -> None:
         """Raise InputError about an input that does not say who goes from where to where."""
-        if not self.plan.given:
-            return  # rows in a payload may be none at all
-        if "to_team_id" not in self.plan.given:
-            raise InputError(
-                "the input does not say which team a hero joins: map a column to to_team_id, or to "
-                "to_team_id.name; in it, no value is a release"
-            )
-        gives_start = "from_team_id" in self.plan.given
-        if gives_start and self.from_anywhere:
-            raise InputError(
-                "heroes may come from anywhere, and yet the input gives from_team_id; --ignore its "
-                "column, or leave out --from-anywhere"
-            )
-        if not gives_start and not self.from_anywhere:
-            raise InputError(
-                "the input does not say which team a hero leaves: map a column to from_team_id, or "
-                "to from_team_id.name, or let heroes come --from-anywhere"
-            )
+        require_teams(self.plan, from_anywhere=self.from_anywhere)
 
     async def write(
         self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn

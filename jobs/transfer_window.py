@@ -17,6 +17,8 @@ from jobs._rules import Rules
 from jobs._run import ChunkedRun
 
 CHUNK_ROWS = 2_000
+MOST_CHUNK_ROWS = 100_000
+MOST_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 class TransferWindow(Payload):
@@ -45,8 +47,8 @@ class TransferWindow(Payload):
     max_rejects: Annotated[int, Field(ge=0)] | None = None
     max_rows: Annotated[int, Field(ge=0)] | None = None
     dry_run: bool = False
-    chunk_rows: Annotated[int, Field(ge=1, le=100_000)] = CHUNK_ROWS
-    chunk_bytes: Annotated[int, Field(ge=1024, le=8 * 1024 * 1024)] = 4 * 1024 * 1024
+    chunk_rows: Annotated[int, Field(ge=1, le=MOST_CHUNK_ROWS)] | None = None
+    chunk_bytes: Annotated[int, Field(ge=1024, le=MOST_CHUNK_BYTES)] = MOST_CHUNK_BYTES
 
     @model_validator(mode="after")
     def _one_input(self) -> "TransferWindow":
@@ -56,10 +58,15 @@ class TransferWindow(Payload):
 
     @property
     def rules(self) -> Rules:
-        """How the transfers are to be carried out."""
+        """How the transfers are to be carried out.
+
+        Together they are one chunk if they can be, so that locks are taken once and in one order.
+        """
+        together = self.atomic or self.dry_run
+        usual_rows = MOST_CHUNK_ROWS if together else CHUNK_ROWS
         most = 0 if self.atomic and self.max_rejects is None else self.max_rejects
         return Rules(
-            self.chunk_rows,
+            usual_rows if self.chunk_rows is None else self.chunk_rows,
             self.chunk_bytes,
             most,
             self.max_rows,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from db.catalog import read_facts
 from db.registry import Model, Registry, discover_models
 from jobs._input import InPlace
-from jobs._mapping import Request, make_plan, natural_key, require_given
+from jobs._mapping import Plan, Request, make_plan, natural_key, require_given
 from jobs._parents import Parent
 from jobs._producer import Enqueued, Producer, Terms
 from jobs._sources.format import Shape
@@ -107,7 +107,7 @@ async def submit(settings: Settings, sessions: Sessions, asked: Import) -> Enque
     with await asyncio.to_thread(asked.open, settings.import_folders) as stored:
         opened = await asyncio.to_thread(asked.recognised, stored)
         columns = await asyncio.to_thread(lambda: opened.reader.columns)
-        await _check_mapping(sessions, models, model, asked, columns)
+        await check_mapping(sessions, models, model, asked, columns)
         request = _request(asked, model.name)
         async with open_producer(settings, sessions) as producer:
             try:
@@ -131,10 +131,10 @@ async def _enqueue(
     return await producer.enqueue(InsertRows(**request, source=source), **asked.terms)
 
 
-async def _check_mapping(
+async def check_mapping(
     sessions: Sessions, models: Registry, model: Model, asked: Import, columns: list[str]
-) -> None:
-    """Refuse what the job would refuse before its first row."""
+) -> Plan:
+    """What the columns come to. Refuses what the job would refuse before its first row."""
     async with sessions() as session:
         facts = await read_facts(session, model.table)
         plan = make_plan(asked.columns, columns, model.name, model.create, facts)
@@ -145,3 +145,4 @@ async def _check_mapping(
             parent = Parent(to, to_facts, natural_key(to.table, to_facts, reference.key))
             if asked.options.get("on_missing") == "create":
                 parent.require_creatable(reference)
+        return plan

@@ -142,7 +142,7 @@ async def test_a_file_names_heroes_and_teams_by_their_natural_keys(
     missing = [(one.line, one.code, one.column) for one in await bench.verdicts(job_id)]
     assert missing == [(4, "missing_reference", "player"), (5, "missing_reference", "joined")]
     raws = [one.raw for one in await bench.verdicts(job_id)]
-    assert raws == [b"x9,Red,Blue", b"x2,Red,Pink"]
+    assert raws == [b"x9,Red,Blue\n", b"x2,Red,Pink\n"]
 
 
 async def test_heroes_come_from_wherever_they_are_if_the_window_does_not_say(

@@ -1,6 +1,8 @@
 """How the command line ends: its exit codes, and the one sentence for each error that is known."""
 
+from collections.abc import Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -70,15 +72,17 @@ def explain(error: Exception) -> Failure | None:
     return None
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first thing that options are refused for; a field is named as its option is typed."""
+def first_problem(
+    error: ValidationError, options: Mapping[str, str] = MappingProxyType({"constants": "--set"})
+) -> str:
+    """The first thing that options are refused for; a field is named as its option is typed.
+
+    `options` are those that have another name than their field.
+    """
     problem = problems_of(error)[0]
-    named = [_option(str(field)) for field in problem["loc"][:1]]
+    fields = [str(field) for field in problem["loc"][:1]]
+    named = [options.get(field, f"--{field.replace('_', '-')}") for field in fields]
     return ": ".join([*named, said(problem)])
-
-
-def _option(field: str) -> str:
-    return "--set" if field == "constants" else f"--{field.replace('_', '-')}"
 
 
 def unreachable_postgres(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -132,6 +133,44 @@ class Journal:
             "table_name": self.table_name,
             **_who(self.held),
         }
+
+
+ORIGIN_TYPES = {
+    "job_id": sa.Uuid,
+    "chunk_no": sa.Integer,
+    "claim_id": sa.Uuid,
+    "kind": sa.Text,
+    "actor": sa.Text,
+    "correlation_id": sa.Text,
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose a change is: the claim, and the chunk of its job, 0 in a job of one transaction."""
+
+    held: Claim
+    chunk_no: int = 0
+
+    @cached_property
+    def row(self) -> Mapping[str, Any]:
+        """The columns of ORIGIN_TYPES."""
+        return {"job_id": self.held.job_id, "chunk_no": self.chunk_no, **_who(self.held)}
+
+
+def insert_lines_sql(source: str) -> str:
+    """A statement that writes a line for each row of the source, which may be of many origins.
+
+    The source has the columns of ORIGIN_TYPES, the place among the lines of its origin, action,
+    table_name, keys as a JSON array of keys, before, and version.
+    """
+    origin = ", ".join(ORIGIN_TYPES)
+    return (
+        f"INSERT INTO bulwark.audit ({origin}, entry_no, action, table_name, rows, keys, before, "
+        f"version) SELECT {origin}, row_number() OVER (PARTITION BY job_id, chunk_no "
+        "ORDER BY place, table_name, keys) - 1, action, table_name, jsonb_array_length(keys), "
+        f"jsonb_build_object('keys', keys), before, version FROM {source}"
+    )
 
 
 async def write_entries(

@@ -809,5 +809,5 @@ def test_the_page_of_commands_has_exactly_the_options_of_each(name: str) -> None
     written = options_on_the_page(f"bulwark {name}")
     if "(#options-of-jobs)" in section:
         written += options_on_the_page("Options of jobs")
-    there = re.findall(r"^│ (--[a-z-]+)", shown, re.MULTILINE)
+    there = re.findall(r"^│ (?:[* ]  )?(--[a-z-]+)", shown, re.MULTILINE)
     assert sorted(written) == sorted(set(there) - {"--help"})

@@ -1,7 +1,9 @@
 """What the work is, one public module per job, and the names that jobs and producers import."""
 
+from db.ledger.job import Claim
 from jobs._bell import Bell
 from jobs._declaration import (
+    BatchResults,
     Job,
     Jobs,
     Outcome,
@@ -24,9 +26,11 @@ from jobs._producer import Enqueued, Producer
 from jobs._run import ChunkedRun, ChunkEffect
 
 __all__ = [
+    "BatchResults",
     "Bell",
     "ChunkEffect",
     "ChunkedRun",
+    "Claim",
     "DeclarationError",
     "Enqueued",
     "IdempotencyConflict",

@@ -23,7 +23,7 @@ from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
 from worker.batching import commit_together, tell_done
 from worker.ending import Ending, deferred, outlived, rejected, succeeded, tried
-from worker.gathering import MOST_TOGETHER, Batch, Gathering, Turn
+from worker.gathering import Batch, Gathering, Turn
 from worker.liveness import Liveness
 from worker.payload import payload_of
 from worker.settling import Settling, told_of
@@ -119,7 +119,7 @@ class Executor:
         if turn is not Turn.LEADS:
             return turn is Turn.TAKEN
         async with gathering.batch(job_id) as batch, self.solitude.together():
-            return await self._claim_and_run_together(batch, self.jobs[kind])
+            return await self._claim_and_run_together(gathering, batch, self.jobs[kind])
 
     def _give_up(self, job_id: UUID, error: Exception) -> None:
         """Leave the job unclaimed; after an error that will not pass, until its next ring."""
@@ -156,8 +156,11 @@ class Executor:
             receipted=True,
         )
 
-    async def _claim_and_run_together(self, batch: Batch, declared: Job[Any]) -> bool:
-        claim_ids = [uuid4() for _ in range(MOST_TOGETHER)]
+    async def _claim_and_run_together(
+        self, gathering: Gathering, batch: Batch, declared: Job[Any]
+    ) -> bool:
+        room = len(batch.heard) if self.liveness.is_retiring else batch.room
+        claim_ids = [uuid4() for _ in range(room)]
         for claim_id in claim_ids:
             self.liveness.hold(claim_id)
         try:
@@ -167,6 +170,7 @@ class Executor:
                 name="job.claim",
                 receipted=True,
             )
+            gathering.is_crowded = len(taken.claims) == room
             batch.settle(alone=taken.left)
             if taken.company:
                 beside = asyncio.create_task(self.silence(taken.company))

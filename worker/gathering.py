@@ -11,6 +11,8 @@ from uuid import UUID
 MOST_BATCHES = 2
 """One works while the other waits for an answer; the next gathers meanwhile."""
 MOST_TOGETHER = 100
+FEW_TOGETHER = 8
+"""As many are claimed where nothing says that more wait: to ask for more costs time, too."""
 
 
 class Turn(Enum):
@@ -23,9 +25,13 @@ class Turn(Enum):
 
 @dataclass
 class Batch:
-    """What one delivery carries out: the jobs that were heard of, its own first."""
+    """What one delivery carries out: the jobs that were heard of, its own first.
+
+    As far as there is room, others come along that were not heard of.
+    """
 
     heard: list[UUID]
+    room: int
     _turns: dict[UUID, asyncio.Future[Turn]]
 
     def settle(self, alone: frozenset[UUID]) -> None:
@@ -43,8 +49,11 @@ class Batch:
 class Gathering:
     """Who leads a batch of one kind, and who waits to be taken along.
 
-    Nobody waits for a batch to fill: who finds a free place leads at once.
+    Nobody waits for a batch to fill: who finds a free place leads at once. Whether the last batch
+    was full says how many may come along in the next.
     """
+
+    is_crowded: bool = False
 
     _waiting: dict[UUID, asyncio.Future[Turn]] = field(default_factory=dict)
     _leading: int = 0
@@ -101,7 +110,9 @@ class Gathering:
         for one in turns:
             del self._waiting[one]
         self._appoint()
-        return Batch(list(dict.fromkeys([job_id, *turns])), turns)
+        heard = list(dict.fromkeys([job_id, *turns]))
+        many = self.is_crowded or len(heard) > 1
+        return Batch(heard, MOST_TOGETHER if many else FEW_TOGETHER, turns)
 
     def _step_down(self) -> None:
         self._leading -= 1

@@ -48,6 +48,11 @@ class Liveness:
         """Whether PostgreSQL took the last beat."""
         return not self._outage.lasts
 
+    @property
+    def is_retiring(self) -> bool:
+        """Whether the process is about to end."""
+        return self._retiring.is_set()
+
     def start(self) -> None:
         """Begin to beat."""
         self._thread.start()

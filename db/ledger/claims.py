@@ -25,7 +25,7 @@ class Taken:
     """What a claim of many has brought.
 
     `company` are the rings of jobs that were not heard of yet. `left` are jobs that were heard of
-    and still wait: one that was in a crash, or that somebody was just changing.
+    and still wait: one that failed before, or that somebody was just changing.
     """
 
     claims: list[Claim]
@@ -34,7 +34,10 @@ class Taken:
 
 
 _uuids = ARRAY(sa.Uuid)
-_READY = "job.state = 'queued' AND job.kind = :kind AND job.run_at <= now() AND job.crashes = 0"
+_READY = """job.state = 'queued' AND job.kind = :kind AND job.run_at <= now()
+           AND job.attempt = 0 AND job.crashes = 0"""
+# Company is picked out of so many neighbours into an array of ids: joined to the table, they would
+# be found by reading all of it where the planner takes the kind for a rare one.
 _CLAIM_MANY = sa.text(
     f"""
     WITH limits AS MATERIALIZED (
@@ -50,16 +53,19 @@ _CLAIM_MANY = sa.text(
          WHERE job.id = ANY (:heard) AND {_READY} AND NOT EXISTS (SELECT FROM mine)
          ORDER BY job.id FOR UPDATE OF job SKIP LOCKED
     ), first AS (
-        SELECT id, queue, priority FROM bulwark.job WHERE id = :first
+        SELECT queue, priority FROM bulwark.job WHERE id = :first
     ), company AS MATERIALIZED (
-        SELECT job.id
-          FROM first, (SELECT id FROM bulwark.job WHERE state = 'queued' AND id > :first
-                        ORDER BY id LIMIT :look_at) AS next
-          JOIN bulwark.job AS job ON job.id = next.id
-         WHERE {_READY} AND job.queue = first.queue AND job.priority = first.priority
-           AND job.id <> ALL (:heard) AND NOT EXISTS (SELECT FROM mine)
-         ORDER BY next.id LIMIT (SELECT cardinality(:claim_ids) - count(*) FROM heard)
-           FOR UPDATE OF job SKIP LOCKED
+        SELECT job.id FROM bulwark.job AS job
+         WHERE job.id = ANY (ARRAY (
+                   SELECT job.id
+                     FROM first,
+                          (SELECT * FROM bulwark.job WHERE state = 'queued' AND id > :first
+                            ORDER BY id LIMIT :look_at) AS job
+                    WHERE {_READY} AND job.queue = first.queue AND job.priority = first.priority
+                      AND job.id <> ALL (:heard) AND NOT EXISTS (SELECT FROM mine)
+                    LIMIT (SELECT cardinality(:claim_ids) - count(*) FROM heard)))
+           AND {_READY}
+         ORDER BY job.id FOR UPDATE OF job SKIP LOCKED
     ), chosen AS (
         SELECT id, row_number() OVER (ORDER BY id)::integer AS place
           FROM (SELECT id FROM heard UNION ALL SELECT id FROM company) AS new
@@ -93,9 +99,9 @@ async def claim_many(
     """Take queued, due jobs of a kind for a live worker, by as many claims as there are ids.
 
     First those that were heard of, then, as far as the ids suffice, others of the queue and the
-    priority of the first of them, in the order of their acceptance. A job that was present at a
-    crash is left out: it might take the others with it. Running it again with the same ids, after
-    a lost answer, returns the same claims.
+    priority of the first of them, in the order of their acceptance. A job that has failed before,
+    or was present at a crash, is left out: it might take the others with it. Running it again with
+    the same ids, after a lost answer, returns the same claims.
     """
     rows = await session.execute(
         _CLAIM,

@@ -25,7 +25,7 @@ from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import until
 from worker.execution import Executor
-from worker.gathering import MOST_BATCHES, MOST_TOGETHER
+from worker.gathering import FEW_TOGETHER, MOST_BATCHES, MOST_TOGETHER
 
 KIND = "take_down"
 
@@ -64,14 +64,26 @@ SUCCEEDED = ("succeeded", None, 0)
 # What goes together
 
 
-async def test_one_ring_brings_the_jobs_that_wait_behind_it(stage: Stage, bench: Bench) -> None:
+async def test_two_rings_bring_all_the_jobs_that_wait_behind_them(
+    stage: Stage, bench: Bench
+) -> None:
     job_ids = await accept(bench, *notes(50))
     with capture_logs() as logs:
-        await deliver(await bench.register(), job_ids[0])
+        await deliver(await bench.register(), *job_ids[:2])
     assert await ends(stage, job_ids) == {SUCCEEDED: 50}
     assert await sizes(stage, job_ids) == {50: 50}
     assert await stage.notes() == [f"{at}" for at in range(50)]
     assert len(told(logs, "job.started")) == len(told(logs, "job.succeeded")) == 50
+
+
+async def test_one_ring_brings_a_few_and_the_next_many_if_there_are_as_many(
+    stage: Stage, bench: Bench
+) -> None:
+    executor = await bench.register()
+    job_ids = await accept(bench, *notes(FEW_TOGETHER + 20))
+    await deliver(executor, job_ids[0])
+    await deliver(executor, job_ids[FEW_TOGETHER])
+    assert await sizes(stage, job_ids) == {FEW_TOGETHER: FEW_TOGETHER, 20: 20}
 
 
 async def test_a_job_that_waits_by_itself_is_run_by_itself(stage: Stage, bench: Bench) -> None:
@@ -93,7 +105,7 @@ async def test_jobs_that_are_heard_in_one_breath_go_together_whatever_their_queu
 
 async def test_no_batch_is_larger_than_it_may_be(stage: Stage, bench: Bench) -> None:
     job_ids = await accept(bench, *notes(MOST_TOGETHER + 5))
-    await deliver(await bench.register(), job_ids[0])
+    await deliver(await bench.register(), *job_ids[:2])
     assert await ends(stage, job_ids) == {SUCCEEDED: MOST_TOGETHER, ("queued", None, 0): 5}
     assert {job_ids[at] for at in range(MOST_TOGETHER)} == {
         job_id for job_id in job_ids if (await stage.row(job_id))["state"] == "succeeded"
@@ -110,15 +122,17 @@ async def test_only_jobs_of_its_kind_queue_and_priority_that_are_due_come_along(
         *await accept(bench, TakeDown(note="later")),
         *await accept(bench, TakeDown(note="other kind")),
         *await accept(bench, TakeDown(note="was in a crash")),
+        *await accept(bench, TakeDown(note="has failed")),
     ]
     await stage.value(
         "UPDATE bulwark.job SET run_at = now() + interval '1 h' WHERE id = $1", others[2]
     )
     await stage.value("UPDATE bulwark.job SET kind = 'act_out' WHERE id = $1", others[3])
     await stage.value("UPDATE bulwark.job SET crashes = 1 WHERE id = $1", others[4])
+    await stage.value("UPDATE bulwark.job SET attempt = 1 WHERE id = $1", others[5])
     [last] = await accept(bench, TakeDown(note="last"))
     await deliver(await bench.register(), first)
-    assert await ends(stage, others) == {("queued", None, 0): len(others)}
+    assert {(await stage.row(job_id))["state"] for job_id in others} == {"queued"}
     assert await sizes(stage, [first, last]) == {2: 2}
 
 
@@ -158,6 +172,15 @@ async def test_at_most_two_batches_of_a_kind_run_while_the_next_gathers(
     await stage.open_gate()
     await asyncio.gather(*working, *waiting)
     assert await sizes(stage, late) == {4: 4}
+
+
+async def test_a_worker_that_is_about_to_end_takes_no_company(stage: Stage, bench: Bench) -> None:
+    executor = await bench.register()
+    executor.liveness.retire()
+    job_ids = await accept(bench, *notes(5))
+    await deliver(executor, *job_ids[:2])
+    assert await sizes(stage, job_ids[:2]) == {2: 2}
+    assert await ends(stage, job_ids[2:]) == {("queued", None, 0): 3}
 
 
 # One that fails does not take others with it
@@ -203,12 +226,25 @@ async def test_one_bad_job_among_fifty_costs_no_other_an_attempt(
     payloads[20] = TakeDown(note="bad", then=deed)
     job_ids = await accept(bench, *payloads)
     with capture_logs() as logs:
-        await deliver(await bench.register(), job_ids[0])
+        await deliver(await bench.register(), *job_ids[:2])
     bad = job_ids.pop(20)
     assert await stage.ended_as(bad) == ("queued", "retry", 1)
     assert await ends(stage, job_ids) == {SUCCEEDED: 49}
     assert await stage.notes() == [f"{at}" for at in range(50) if at != 20]
     assert [line["jobs"] for line in logs if line["event"] == "batch.failed"] == [50]
+
+
+async def test_a_job_that_has_failed_is_tried_again_by_itself(stage: Stage, bench: Bench) -> None:
+    executor = await bench.register()
+    [bad] = await accept(bench, TakeDown(note="bad", then="fail"))
+    await deliver(executor, bad)
+    job_ids = await accept(bench, *notes(3))
+    await stage.make_due(bad)
+    with capture_logs() as logs:
+        await deliver(executor, bad, *job_ids)
+    assert "batch.failed" not in {line["event"] for line in logs}
+    assert await stage.ended_as(bad) == ("queued", "retry", 2)
+    assert await sizes(stage, job_ids) == {3: 3}
 
 
 async def test_results_that_are_too_few_are_not_believed(stage: Stage, bench: Bench) -> None:
@@ -320,7 +356,7 @@ async def test_a_claim_of_many_whose_answer_was_lost_is_found_again(
     async with through_proxy(database_url) as (proxy, far):
         executor, job_ids = await far.register(), await accept(far, *notes(20))
         proxy.arm(Cut.ANSWER)
-        await deliver(executor, job_ids[0])
+        await deliver(executor, *job_ids[:2])
         assert proxy.cuts == [Cut.ANSWER]
     assert await ends(stage, job_ids) == {SUCCEEDED: 20}
     assert await sizes(stage, job_ids) == {20: 20}
@@ -384,19 +420,19 @@ async def test_a_cancelled_batch_gives_all_its_jobs_back_unspent(
     executor = await bench.register()
     job_ids = await accept(bench, TakeDown(note="a"), TakeDown(note="b", gate=True), *notes(20))
     await stage.close_gate()
-    delivery = asyncio.create_task(executor.deliver(job_ids[0], KIND))
+    deliveries = [asyncio.create_task(executor.deliver(one, KIND)) for one in job_ids[:2]]
     await stage.somebody_at_gate()
     with capture_logs() as logs:
         executor.stop()
-        await asyncio.wait([delivery])
+        await asyncio.wait(deliveries)
         await executor.settle()
-    assert delivery.cancelled()
+    assert deliveries[0].cancelled()
     assert len(told(logs, "job.given_back")) == 22
     assert await ends(stage, job_ids) == {("queued", "given_back", 0): 22}
     assert not executor.liveness._deadlines
     await stage.open_gate()
     bench.worker_id = uuid4()
-    await deliver(await bench.register(), job_ids[0])
+    await deliver(await bench.register(), *job_ids[:2])
     assert await ends(stage, job_ids) == {SUCCEEDED: 22}
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from textwrap import dedent
@@ -19,7 +19,9 @@ from jobs import (
     DeclarationError,
     Job,
     Jobs,
+    Outcome,
     Payload,
+    Rejected,
     UnknownJob,
     chunked_job,
     discover_jobs,
@@ -175,6 +177,69 @@ async def with_a_late_import(session: AsyncSession, payload: "Decimal") -> None:
 def test_a_function_that_cannot_be_a_job_is_refused(function: Any, complaint: str) -> None:
     with pytest.raises(DeclarationError, match=f"job {function.__name__}: .*{complaint}"):
         job()(function)
+
+
+async def rename_many(
+    session: AsyncSession, orders: Sequence[tuple[RenameTeam, Claim]]
+) -> list[Outcome | Rejected]:
+    return [None for _ in orders]
+
+
+async def of_one(session: AsyncSession, payload: RenameTeam) -> None: ...
+
+
+async def of_payloads(session: AsyncSession, orders: Sequence[RenameTeam]) -> None: ...
+
+
+async def of_a_list(session: AsyncSession, orders: list[tuple[RenameTeam, Claim]]) -> None: ...
+
+
+async def of_another(session: AsyncSession, orders: Sequence[tuple[MoveTeam, Claim]]) -> None: ...
+
+
+async def of_one_more(
+    session: AsyncSession, orders: Sequence[tuple[RenameTeam, Claim]], more: int
+) -> None: ...
+
+
+def not_awaited(session: AsyncSession, orders: Sequence[tuple[RenameTeam, Claim]]) -> None: ...
+
+
+def test_a_job_may_have_a_batch_form() -> None:
+    async def rename(session: AsyncSession, payload: RenameTeam, held: Claim) -> None: ...
+
+    declared = job(timeout_s=10, batch=rename_many)(rename)
+    assert declared.batch is rename_many
+    assert (declared.claimed, declared.defaults.timeout_s) == (True, 10)
+    assert rename_team.batch is None
+
+
+@pytest.mark.parametrize(
+    "batch", [of_one, of_payloads, of_a_list, of_another, of_one_more, without_annotation]
+)
+def test_a_batch_form_for_anything_but_its_orders_is_refused(batch: Any) -> None:
+    async def rename(session: AsyncSession, payload: RenameTeam) -> None: ...
+
+    with pytest.raises(DeclarationError) as refused:
+        job(batch=batch)(rename)
+    assert "job rename: its batch form must take a session and a " in str(refused.value)
+    assert "Sequence[tuple[RenameTeam, Claim]]" in str(refused.value)
+
+
+def test_a_batch_form_that_is_not_awaited_is_refused() -> None:
+    async def rename(session: AsyncSession, payload: RenameTeam) -> None: ...
+
+    refused: Any = not_awaited
+    with pytest.raises(DeclarationError, match="its batch form must be an `async def` function"):
+        job(batch=refused)(rename)
+
+
+def test_a_chunked_job_has_no_batch_form() -> None:
+    async def move(run: ChunkedRun, payload: MoveTeam) -> None: ...
+
+    options: dict[str, Any] = {"batch": rename_many}
+    with pytest.raises(DeclarationError, match="unknown option 'batch'"):
+        chunked_job(**options)(move)
 
 
 def test_a_payload_does_not_change_and_takes_no_unknown_field() -> None:

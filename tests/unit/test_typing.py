@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAD = '''"""A snippet."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from jobs import ChunkedRun, Outcome, Payload, Producer, chunked_job, discover_jobs, job
+from jobs import (
+    BatchResults, ChunkedRun, Claim, Outcome, Payload, Producer, chunked_job, discover_jobs, job,
+)
 from jobs.insert_rows import InsertRows
 
 class RenameTeam(Payload):
@@ -47,6 +49,14 @@ async def rename_team(session: AsyncSession, payload: RenameTeam) -> None: ...
 @job()
 async def count_teams(session: AsyncSession, payload: RenameTeam) -> Outcome:
     return {"teams": payload.team_id}
+
+async def swap_many(
+    session: AsyncSession, orders: Sequence[tuple[RenameTeam, Claim]]
+) -> BatchResults:
+    return [{"team": payload.team_id, "actor": held.actor} for payload, held in orders]
+
+@job(timeout_s=10, batch=swap_many)
+async def swap_teams(session: AsyncSession, payload: RenameTeam, held: Claim) -> Outcome: ...
 
 @chunked_job(timeout_s=10)
 async def move_teams(run: ChunkedRun, payload: RenameTeam) -> dict[str, int]:
@@ -123,6 +133,7 @@ WRONG = {
 WRONG_OPTIONS = {
     "a misspelt option": ("timout_s=10", "call-arg"),
     "a number as text": ('timeout_s="10"', "arg-type"),
+    "a batch form that is none": ("batch=discover_jobs", "arg-type"),
 }
 
 

@@ -1,0 +1,217 @@
+"""Transfers in opposite directions, beside other writers of the same rows, all at full speed."""
+
+import asyncio
+import json
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, pairwise
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from pydantic import JsonValue
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from structlog.testing import capture_logs
+
+from db.engine import PoolProfile, create_engine, make_sessions
+from db.orders import ANYWHERE, Move, Moved, Order
+from db.transaction import transaction
+from db.transfers import transfer
+from jobs.insert_rows import InsertRows
+from jobs.transfer_heroes import TransferHeroes
+from tests.inprocess import Bench
+from tests.league import origin
+from tests.stage import connected
+
+CLIENTS = 16
+TRANSFERS = 1_000
+HEROES = 64
+RED, BLUE = 1, 2
+LEAGUE = f"""
+    INSERT INTO team (name) VALUES ('Red'), ('Blue'), ('Green');
+    INSERT INTO hero (name, external_id, team_id)
+        SELECT 'Hero ' || n, 'H' || n, 1 + n % 2 FROM generate_series(1, {HEROES}) AS n;
+    INSERT INTO membership (hero_id, team_id, role) SELECT id, team_id, 'captain' FROM hero;
+"""
+Sessions = async_sessionmaker[AsyncSession]
+
+
+@pytest.fixture
+async def sessions(database_url: str, connection: asyncpg.Connection) -> AsyncIterator[Sessions]:
+    """Enough connections that no client waits for one, to a league with no transfers yet."""
+    await connection.execute(LEAGUE)
+    engine = create_engine(database_url, profile=PoolProfile.HEAVY, application_name="clients")
+    yield make_sessions(engine)
+    await engine.dispose()
+
+
+def there_and_back() -> Iterator[TransferHeroes]:
+    """Each hero moves to and fro; by turns a transfer is in one direction and in the other."""
+    homes = {hero_id: 1 + hero_id % 2 for hero_id in range(1, HEROES + 1)}
+    while True:
+        for hero_id, home in homes.items():
+            homes[hero_id] = BLUE if home == RED else RED
+            yield TransferHeroes(
+                hero_ids=[hero_id],
+                from_team_id=home,
+                to_team_id=homes[hero_id],
+                reason="full speed",
+            )
+
+
+async def check_records(connection: asyncpg.Connection, moved: int) -> None:
+    """Each hero's transfers are one way to where he is, of as many steps as his version counts."""
+    homes = await connection.fetch("SELECT id, team_id, version FROM hero")
+    ways: dict[int, list[tuple[int | None, int | None]]] = defaultdict(list)
+    for one in await connection.fetch("SELECT * FROM transfer ORDER BY id"):
+        ways[one["hero_id"]].append((one["from_team_id"], one["to_team_id"]))
+    assert sum(map(len, ways.values())) == moved
+    for hero in homes:
+        way = ways[hero["id"]]
+        assert all(here[1] == there[0] for here, there in pairwise(way))
+        assert way == [] or way[-1][1] == hero["team_id"]
+    lines = await connection.fetch(
+        "SELECT (keys -> 'keys' -> 0 ->> 0)::bigint AS hero_id, before -> 'team_id' AS old "
+        "FROM bulwark.audit WHERE action = 'move' ORDER BY version"
+    )
+    images = defaultdict(list)
+    for line in lines:
+        images[line["hero_id"]].append(json.loads(line["old"]))
+    assert images == {hero_id: [start for start, _ in way] for hero_id, way in ways.items() if way}
+
+
+async def test_a_thousand_opposite_transfers_from_sixteen_clients_fail_and_lose_nothing(
+    sessions: Sessions, database_url: str, connection: asyncpg.Connection
+) -> None:
+    bench = Bench(sessions, database_url)
+    asked = there_and_back()
+    payloads = [next(asked) for _ in range(TRANSFERS)]
+    accepted = await bench.producer.enqueue_many(payloads)
+    waiting: dict[int, list[UUID]] = defaultdict(list)
+    for payload, one in zip(payloads, accepted, strict=True):
+        waiting[payload.hero_ids[0] % CLIENTS].append(one.job_id)
+    executor = await bench.register()
+
+    async def deliver(job_ids: list[UUID]) -> None:
+        for job_id in job_ids:
+            await executor.deliver(job_id)
+
+    with capture_logs() as logs:
+        await asyncio.gather(*map(deliver, waiting.values()))
+
+    ends = await connection.fetch("SELECT DISTINCT state, error, attempt FROM bulwark.job")
+    assert [tuple(end) for end in ends] == [("succeeded", None, 0)]
+    assert len(waiting) == CLIENTS
+    assert [line for line in logs if line["event"].startswith("transaction.")] == []
+    await check_records(connection, moved=TRANSFERS)
+    versions = await connection.fetchval("SELECT sum(version - 1) FROM hero")
+    assert versions == TRANSFERS
+
+
+class Crowd:
+    """Clients that do as they like to the same rows until enough is done."""
+
+    def __init__(self, sessions: Sessions, url: str, seed: int) -> None:
+        self._sessions = sessions
+        self._url = url
+        self._random = random.Random(seed)
+        self._numbers = count(1)
+        self.moved = 0
+
+    async def transfer(self) -> None:
+        """Several orders at once, of heroes in any order, between all teams."""
+        orders = []
+        for _ in range(3):
+            hero_ids = self._random.sample(range(1, HEROES + 1), 8)
+            to_team_id = self._random.choice([None, 1, 2, 3])
+            moves = [Move(hero_id, to_team_id, ANYWHERE) for hero_id in hero_ids[:2]]
+            moves += [Move(hero_id, BLUE, RED) for hero_id in hero_ids[7:]]
+            orders.append(Order(origin(next(self._numbers)), moves))
+        work = partial(transfer, orders=orders)
+        results = await transaction(self._sessions, work, name="test.transfer")
+        done = zip(orders, results, strict=True)
+        self.moved += sum(len(order.moves) for order, one in done if isinstance(one, Moved))
+
+    async def import_heroes(self) -> None:
+        """All heroes, in any order, each with a new age."""
+        rows: list[dict[str, JsonValue]] = [
+            {"external_id": f"H{n}", "name": f"Hero {n}", "age": self._age()} for n in self._all()
+        ]
+        await Bench(self._sessions, self._url).run(
+            InsertRows(table="hero", rows=rows, on_conflict="update", chunk_rows=25)
+        )
+
+    def _age(self) -> int:
+        return self._random.randrange(100)
+
+    def _all(self) -> list[int]:
+        return self._random.sample(range(1, HEROES + 1), HEROES)
+
+    async def close_and_open_a_team(self) -> None:
+        """Delete a team softly along with its roles, in the one order of locks, and restore it."""
+        async with connected(self._url) as connection:
+            async with connection.transaction():
+                await connection.execute("UPDATE team SET deleted_at = now() WHERE id = 2")
+                await connection.execute(
+                    "WITH role AS (SELECT id FROM membership WHERE team_id = 2 AND deleted_at IS "
+                    "NULL ORDER BY id FOR NO KEY UPDATE) UPDATE membership SET deleted_at = now(), "
+                    "version = version + 1 FROM role WHERE membership.id = role.id"
+                )
+            await connection.execute("UPDATE team SET deleted_at = NULL WHERE id = 2")
+
+    async def give_roles(self) -> None:
+        """New roles, for heroes wherever they are."""
+        rows: list[dict[str, JsonValue]] = [
+            {"hero_id": n, "team_id": 1 + n % 3, "role": "scout"} for n in self._all()
+        ]
+        await Bench(self._sessions, self._url).run(
+            InsertRows(table="membership", rows=rows, on_conflict="skip", chunk_rows=25)
+        )
+
+
+async def all_at_once(deeds: Sequence[tuple[Callable[[], Awaitable[None]], int]]) -> list[Any]:
+    """Do each as often as is said, one client for each; what the log says of transactions."""
+
+    async def again_and_again(deed: Callable[[], Awaitable[None]], times: int) -> None:
+        for _ in range(times):
+            await deed()
+
+    with capture_logs() as logs:
+        async with asyncio.TaskGroup() as group:
+            for deed, times in deeds:
+                group.create_task(again_and_again(deed, times))
+    return [line for line in logs if line["event"].startswith("transaction.")]
+
+
+async def test_transfers_beside_deletions_of_their_teams_and_new_roles_meet_in_no_deadlock(
+    sessions: Sessions, database_url: str, connection: asyncpg.Connection
+) -> None:
+    crowd = Crowd(sessions, database_url, seed=11)
+    replayed = await all_at_once(
+        [
+            *[(crowd.transfer, 40)] * 10,
+            *[(crowd.close_and_open_a_team, 40)] * 2,
+            *[(crowd.give_roles, 4)] * 2,
+        ]
+    )
+
+    assert crowd.moved > 0
+    assert replayed == []
+    await check_records(connection, moved=crowd.moved)
+
+
+async def test_transfers_beside_imports_of_the_same_heroes_all_succeed(
+    sessions: Sessions, database_url: str, connection: asyncpg.Connection
+) -> None:
+    """An import that finds its rows changed locks them late; such deadlocks are replayed."""
+    crowd = Crowd(sessions, database_url, seed=12)
+    replayed = await all_at_once([*[(crowd.transfer, 40)] * 6, *[(crowd.import_heroes, 6)] * 3])
+
+    assert crowd.moved > 0
+    assert {line["event"] for line in replayed} <= {"transaction.replayed"}
+    ends = await connection.fetch("SELECT DISTINCT state, error, attempt FROM bulwark.job")
+    assert [tuple(end) for end in ends] == [("succeeded", None, 0)]
+    await check_records(connection, moved=crowd.moved)

@@ -52,7 +52,7 @@ async def transfer_many(
     return await carry_out(session, [payload.order(held) for payload, held in orders])
 
 
-@job(timeout_s=60)
+@job(timeout_s=60, batch=transfer_many)
 async def transfer_heroes(session: AsyncSession, payload: TransferHeroes, held: Claim) -> Outcome:
     """Move all heroes and end their roles in the teams that they leave, or refuse by name."""
     return only(await transfer_many(session, [(payload, held)]))

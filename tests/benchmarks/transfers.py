@@ -204,7 +204,7 @@ class _Contest:
 
 def _another(teams: list[int], hero: asyncpg.Record) -> int:
     """Where the hero goes: to one of seven teams behind his own."""
-    place = hero["team_id"] - teams[0] + 1 + hero["id"] % 7
+    place: int = hero["team_id"] - teams[0] + 1 + hero["id"] % 7
     return teams[place % len(teams)]
 
 

@@ -5,27 +5,22 @@ chunk that meet each other, or the same row of the table, are in different round
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.batch import Batch
 from db.catalog import TableFacts, UniqueIndex, quote
 from db.direct_copy import integer_key
-from db.errors import Race
-from db.merging import Merging, Terms
-from db.overwriting import GIVEN, MATCH, Overwriting
+from db.matching import MatchStage, in_turn
+from db.merging import Given, Merging
+from db.overwriting import MATCH
 from db.staged_insert import StagedInsert
 from db.staging import ROW_NO, STAGE
 
-LOCK_TRIES = 20
-ROUND = "bulwark_round"
-EXPECTED = "bulwark_expected"
 LIVE = "(deleted_at IS NULL)"
 DELETED = "deleted_at IS NOT NULL"
 
 
-class MeetingStage(StagedInsert):
+class MeetingStage(MatchStage, StagedInsert):
     """A staging table whose rows may meet others."""
 
     def __init__(
@@ -33,57 +28,17 @@ class MeetingStage(StagedInsert):
         session: AsyncSession,
         facts: TableFacts,
         columns: tuple[str, ...],
-        terms: Terms,
+        given: Given,
         merging: Merging,
     ) -> None:
-        super().__init__(session, facts, columns, merging.on_conflict)
-        self._terms = terms
+        super().__init__(session, facts, columns, given, merging.journal, merging.sensitive)
+        self._on_conflict = merging.on_conflict
         self._merging = merging
-        self._kinds = terms.kinds()
-        self._sql = Overwriting(facts, columns, self._kinds, merging.sensitive)
         key = integer_key(facts)
         if key is not None and key.sequence and key.name not in columns:
             self._drawn_late = key.name
 
-    @property
-    def _key(self) -> tuple[str, ...]:
-        return self._facts.primary_key
-
-    # Staging
-
-    async def create(self) -> None:
-        """Make the tables; and tell the planner that the pages it will look up are in memory.
-
-        Every page is visited several times; read in full, a large table would be so each time.
-        """
-        await super().create()
-        await self._run("SELECT set_config('random_page_cost', '0.1', true)")
-        await self._run(f"DROP TABLE IF EXISTS pg_temp.{MATCH}")
-        await self._run(
-            f"CREATE TEMPORARY TABLE {MATCH} ON COMMIT DROP AS SELECT 0 AS row_no, "
-            f"{self._sql.picked('t')} FROM {self._facts.name} AS t WITH NO DATA"
-        )
-        await self._run(
-            f"ALTER TABLE {STAGE} ADD {ROUND} int NOT NULL DEFAULT 0, "
-            f"ADD {GIVEN} int NOT NULL DEFAULT 0, ADD {EXPECTED} bigint"
-        )
-
-    async def fill(self, batch: Batch) -> None:
-        """COPY the rows in, with what each gives and expects where that is not the same for all."""
-        self._count = len(batch)
-        await self.load_all(batch)
-        numbers = {given: number for number, given in enumerate(self._kinds)}
-        uneven = {row: numbers[given] for row, given in self._terms.uneven.items()}
-        await self._set(GIVEN, uneven)
-        await self._set(EXPECTED, self._terms.expected)
-        await self._measure()
-
     # Meeting
-
-    async def look(self) -> None:
-        """Find out what the rows meet, without a lock on it, and the rounds in which they go."""
-        await self._match()
-        self._rounds = await self.make_rounds()
 
     async def _match(self) -> None:
         """Note which rows of the table the rows in scope meet, live ones and deleted ones."""
@@ -176,35 +131,6 @@ class MeetingStage(StagedInsert):
         )
         return bool(new.scalar_one())
 
-    async def lock(self) -> bool:
-        """Lock what the rows in scope meet, in the order of its keys; whether it was as noted.
-
-        What others changed since it was looked up is looked up again, under the locks on the rest.
-        """
-        for attempt in range(LOCK_TRIES):
-            changed = await self._lock_met()
-            if not changed:
-                return attempt == 0
-            await self._run(f"DELETE FROM {MATCH} WHERE row_no = ANY(:rows)", rows=changed)
-            with self._narrowed(f"{ROW_NO} = ANY(:changed)", changed=changed):
-                await self._match()
-        raise Race
-
-    async def _lock_met(self) -> list[int]:
-        """Lock what is noted; returns the staged rows of which it is not what is there any more."""
-        order = ", ".join(f"t.{quote(name)}" for name in self._key)
-        same = self._sql.same_row_as_met("t", "m")
-        version = ["place", "born", *self._sql.keys]
-        noted = f"(SELECT DISTINCT {', '.join(version)} FROM {MATCH})"
-        locked = " AND ".join(f"h.{name} = m.{name}" for name in version)
-        return await self._numbers(
-            f"WITH held AS MATERIALIZED (SELECT m.*, t.ctid AS now, t.xmin AS version "
-            f"FROM {noted} AS m JOIN {self._facts.name} AS t ON {same} "
-            f"ORDER BY {order} FOR NO KEY UPDATE OF t) "
-            f"SELECT DISTINCT row_no FROM {MATCH} AS m WHERE NOT EXISTS (SELECT FROM held AS h "
-            f"WHERE {locked} AND h.now = h.place AND h.version = h.born)"
-        )
-
     # Rounds
 
     async def make_rounds(self) -> list[list[int]]:
@@ -222,7 +148,7 @@ class MeetingStage(StagedInsert):
         if not groups:
             return [rows]
         rounds: dict[int, list[int]] = defaultdict(list)
-        for number, row in _in_turn(rows, groups):
+        for number, row in in_turn(rows, groups):
             rounds[number].append(row)
         return [rounds[number] for number in sorted(rounds)]
 
@@ -260,31 +186,3 @@ class MeetingStage(StagedInsert):
             f"AND {'true' if index.nulls_equal else given} GROUP BY {keys} HAVING count(*) > 1"
         )
         return list(rows.scalars())
-
-    async def _meeting_the_same(self) -> list[list[int]]:
-        """Staged rows that meet the same row."""
-        rows = await self._run(
-            f"SELECT array_agg(DISTINCT row_no) FROM {MATCH} GROUP BY {', '.join(self._sql.keys)} "
-            "HAVING count(DISTINCT row_no) > 1"
-        )
-        return list(rows.scalars())
-
-
-def _in_turn(rows: Iterable[int], groups: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
-    """Each row with its place among the rows that it is connected with by the groups."""
-    parent: dict[int, int] = {}
-
-    def root(row: int) -> int:
-        while (above := parent.get(row, row)) != row:
-            parent[row] = row = parent.get(above, above)
-        return row
-
-    for first, *others in groups:
-        for other in others:
-            parent[root(other)] = root(first)
-    turns: dict[int, int] = defaultdict(int)
-    numbered = []
-    for row in rows:
-        numbered.append((turns[root(row)], row))
-        turns[root(row)] += 1
-    return numbered

@@ -26,16 +26,16 @@ class Merging:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What the rows give: `given` columns, but for those of which `uneven` says otherwise.
+class Given:
+    """What the rows give: `usual` columns, but for those of which `uneven` says otherwise.
 
     `expected` are the versions that rows count on. Both are by position.
     """
 
-    given: frozenset[str]
+    usual: frozenset[str]
     uneven: Mapping[int, frozenset[str]] = field(default_factory=dict)
     expected: Mapping[int, int] = field(default_factory=dict)
 
     def kinds(self) -> list[frozenset[str]]:
         """Every set of columns that some row gives, the usual one first."""
-        return list(dict.fromkeys([self.given, *self.uneven.values()]))
+        return list(dict.fromkeys([self.usual, *self.uneven.values()]))

@@ -7,9 +7,28 @@ column.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from db.catalog import TableFacts, quote
 from db.staging import HELD, ROW_NO, STAGE
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What happens to rows that are concerned: the audit's name for it, and to which of them.
+
+    `deleted_at` is SQL for what it becomes, if it does; then every row concerned is changed.
+    """
+
+    action: str
+    to_live: bool
+    deleted_at: str | None = None
+
+
+OVERWRITE = Effect("update", to_live=True)
+REVIVE = Effect("revive", to_live=False, deleted_at="NULL")
+DELETE = Effect("delete", to_live=True, deleted_at="now()")
+RESTORE = Effect("restore", to_live=False, deleted_at="NULL")
 
 MATCH = "bulwark_match"
 GIVEN = "bulwark_given"
@@ -73,7 +92,7 @@ class Overwriting:
         own = zip(self._facts.primary_key, self.keys, strict=True)
         return " AND ".join(f"{table}.{quote(name)} = {met}.{key}" for name, key in own)
 
-    def update(self, columns: Sequence[str], span: tuple[int, int] | None, *, revive: bool) -> str:
+    def update(self, columns: Sequence[str], span: tuple[int, int] | None, effect: Effect) -> str:
         """Overwrite what differs; returns row_no, key, before, before_sensitive and version.
 
         OFFSET 0 keeps the planner from computing twice what differs. The source has names of its
@@ -90,20 +109,22 @@ class Overwriting:
             values[quote(name)] = f"n.n{place}"
         source += [f"m.{self.old(name)}" for name in self.imaged if name not in columns]
         values |= {quote(name): sql for name, sql in self._on_update.items() if name not in columns}
-        if revive:
-            values["deleted_at"] = "NULL"
-        where = [DELETED_MATCH if revive else LIVE_MATCH, f"NOT s.{HELD}"]
+        if effect.deleted_at is not None:
+            values["deleted_at"] = effect.deleted_at
+        where = [LIVE_MATCH if effect.to_live else DELETED_MATCH, f"NOT s.{HELD}"]
         if span is not None:
             where.append(f"s.{ROW_NO} >= {span[0]} AND s.{ROW_NO} < {span[1]}")
         changed = " OR ".join(f"n.d{self._places[name]}" for name in columns)
+        if effect.deleted_at is not None:
+            changed = "true"
         keys = ", ".join(f"n.{key}" for key in self.keys)
-        shown, hidden = self._images(columns, revive=revive)
+        shown, hidden = self._images(columns, effect)
         return (
             f"UPDATE {self._facts.name} AS t "
             f"SET {', '.join(f'{name} = {value}' for name, value in values.items())} "
             f"FROM (SELECT {', '.join(source)} FROM {MATCH} AS m "
             f"JOIN {STAGE} AS s ON s.{ROW_NO} = m.row_no WHERE {' AND '.join(where)} OFFSET 0) "
-            f"AS n WHERE {self.same_row_as_met('t', 'n')} AND ({'true' if revive else changed}) "
+            f"AS n WHERE {self.same_row_as_met('t', 'n')} AND ({changed}) "
             f"RETURNING n.row_no, jsonb_build_array({keys}) AS key, {shown} AS before, "
             f"{hidden} AS before_sensitive, n.was_version AS version"
         )
@@ -122,7 +143,7 @@ class Overwriting:
             return f"{old} IS DISTINCT FROM {new}"
         return f"record_image_ne(ROW({old}), ROW({new}))"
 
-    def _images(self, columns: Sequence[str], *, revive: bool) -> tuple[str, str]:
+    def _images(self, columns: Sequence[str], effect: Effect) -> tuple[str, str]:
         """SQL of what was in the columns that changed: what may be shown, and what may not."""
         parts: dict[bool, list[str]] = {True: [], False: []}
         told_by_row = self._facts.changes_on_update
@@ -135,7 +156,7 @@ class Overwriting:
                 f"CASE WHEN {changed} THEN jsonb_build_object({_literal(name)}, {old}) "
                 "ELSE '{}' END"
             )
-        if revive:
+        if effect.deleted_at is not None:
             parts[False].append("jsonb_build_object('deleted_at', n.was_deleted_at)")
         shown = " || ".join(parts[False]) or "CAST(NULL AS jsonb)"
         hidden = " || ".join(parts[True])

@@ -38,6 +38,11 @@ def references_to(parent: sa.Table, tables: Iterable[sa.Table]) -> list[Referenc
     return sorted(found, key=lambda one: one.name)
 
 
+def references_from(child: sa.Table) -> list[Reference]:
+    """The foreign keys of the table, by column."""
+    return sorted(map(_reference, child.foreign_key_constraints), key=lambda one: one.name)
+
+
 def _reference(key: sa.ForeignKeyConstraint) -> Reference:
     assert isinstance(key.table, sa.Table)
     elements = key.elements

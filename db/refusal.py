@@ -27,13 +27,16 @@ CODES = {
     "P0001": "trigger_exception",
 }
 SUPPRESSED = "suppressed"
+AMBIGUOUS = "ambiguous_match"
+OUTDATED = "version_conflict"
+NOT_THERE = "no_such_row"
 PASSED_OVER = ("unique_violation", "exclusion_violation", SUPPRESSED)
 """Codes of rows that are no more than skipped where that was asked for."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a row was not inserted: a code, the constraint or column concerned, and a sentence."""
+    """Why a row did not take effect: a code, the constraint or column concerned, and a sentence."""
 
     code: str
     message: str

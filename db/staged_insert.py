@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
+from db.catalog import TableFacts, UniqueIndex, quote
 from db.ledger.audit import Keys
 from db.outcome import Inserted, Miscounted
-from db.refusal import PASSED_OVER, Refusal, RowFault, by_constraint, savepoint, suppressed
-from db.staging import HELD, ROW_NO, STAGE, OnConflict, Stage
+from db.refusal import PASSED_OVER, Refusal, RowFault, savepoint, suppressed
+from db.staging import HELD, ROW_NO, STAGE, OnConflict, Stage, orphaned
 
 CURRENT_ROW = "bulwark.row_no"
 
@@ -31,7 +31,7 @@ class StagedInsert(Stage):
         session: AsyncSession,
         facts: TableFacts,
         columns: tuple[str, ...],
-        on_conflict: OnConflict,
+        on_conflict: OnConflict = "reject",
     ) -> None:
         super().__init__(session, facts, columns)
         self._on_conflict = on_conflict
@@ -181,7 +181,7 @@ class StagedInsert(Stage):
         if refusal.code in PASSED_OVER and self._on_conflict == "skip":
             self._skipped.add(number)
         else:
-            self._refused[number] = refusal
+            super()._settle(number, refusal)
 
     async def classify(self) -> None:
         """Find, as sets, the staged rows that a constraint refuses, and hold them back."""
@@ -197,19 +197,6 @@ class StagedInsert(Stage):
             for number in await self._staged(orphaned(key)):
                 self._held.setdefault(number, self._known("foreign_key_violation", key.name))
         await self._hold(self._held.keys() | self._refused.keys())
-
-    async def _refuse(
-        self, condition: str, code: str, constraint: str | None, column: str | None = None
-    ) -> None:
-        refusal = self._known(code, constraint, column)
-        for number in await self._staged(condition):
-            self._refused.setdefault(number, refusal)
-            self._loaded.discard(number)
-
-    def _known(self, code: str, constraint: str | None, column: str | None = None) -> Refusal:
-        refusal = by_constraint(self._facts, code, constraint, column)
-        assert refusal is not None
-        return refusal
 
     async def explain_leftovers(self) -> None:
         """Say why staged rows did not go in: a clash, else the foreign key they were held for."""
@@ -293,12 +280,3 @@ class StagedInsert(Stage):
             **({"numbers": sorted(self._inserted)} if only_inserted else {}),
         )
         return [(row.low, row.high) for row in rows]
-
-
-def orphaned(key: ForeignKey) -> str:
-    given = " AND ".join(f"s.{quote(name)} IS NOT NULL" for name in key.columns)
-    same = " AND ".join(
-        f"p.{quote(theirs)} = s.{quote(ours)}"
-        for ours, theirs in zip(key.columns, key.table_columns, strict=True)
-    )
-    return f"{given} AND NOT EXISTS (SELECT FROM {key.table} AS p WHERE {same})"

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.batch import DEFAULT, Batch
-from db.catalog import TableFacts, UniqueIndex, quote
+from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
 from db.copy import copy_lines, copy_rows
-from db.refusal import Refusal, RowFault, savepoint
+from db.refusal import Refusal, RowFault, by_constraint, savepoint
 from db.unique_values import places_in, stays_apart
 
 OnConflict = Literal["reject", "skip", "update"]
@@ -167,6 +167,23 @@ class Stage:
             numbers=list(numbers),
         )
 
+    async def _refuse(
+        self, condition: str, code: str, constraint: str | None, column: str | None = None
+    ) -> None:
+        refusal = self._known(code, constraint, column)
+        for number in await self._staged(condition):
+            self._refused.setdefault(number, refusal)
+            self._loaded.discard(number)
+
+    def _known(self, code: str, constraint: str | None, column: str | None = None) -> Refusal:
+        refusal = by_constraint(self._facts, code, constraint, column)
+        assert refusal is not None
+        return refusal
+
+    def _settle(self, number: int, refusal: Refusal) -> None:
+        """Let PostgreSQL's refusal of a row be its outcome."""
+        self._refused[number] = refusal
+
     def _all_different(self, index: UniqueIndex) -> bool:
         """Whether a look at the values tells that no two rows are alike in a unique index."""
         if stays_apart(self._facts, index, self._columns) and not self._facts.has_triggers:
@@ -184,3 +201,13 @@ class Stage:
         keys = self._facts.primary_key
         drawn = all(name in self._facts.defaulted and name not in self._columns for name in keys)
         return bool(keys) and drawn and not self._facts.has_triggers
+
+
+def orphaned(key: ForeignKey) -> str:
+    """That a staged row s names by this key a row that is not there."""
+    given = " AND ".join(f"s.{quote(name)} IS NOT NULL" for name in key.columns)
+    same = " AND ".join(
+        f"p.{quote(theirs)} = s.{quote(ours)}"
+        for ours, theirs in zip(key.columns, key.table_columns, strict=True)
+    )
+    return f"{given} AND NOT EXISTS (SELECT FROM {key.table} AS p WHERE {same})"

@@ -1,6 +1,7 @@
 """The values that rows have in the unique indexes of a table, as far as a look at them tells."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -58,6 +59,12 @@ def stays_apart(facts: TableFacts, index: UniqueIndex, columns: Sequence[str]) -
     known = [one for key in index.keys if (one := facts.by_key.get(key))]
     left_out = [one for one in known if one.name not in columns]
     return not index.nulls_equal and any(one.default is None for one in left_out)
+
+
+def touched_by(index: UniqueIndex, columns: Collection[str]) -> bool:
+    """Whether a row may have another place in the index once these columns have other values."""
+    told = " ".join([*index.keys, index.predicate or ""])
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", told) for name in columns)
 
 
 def _has_null(value: Any) -> bool:

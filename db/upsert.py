@@ -6,7 +6,7 @@ one by one. Whatever another transaction changes meanwhile is noticed, raises Ra
 replayed.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +17,17 @@ from db.catalog import TableFacts, quote
 from db.direct_copy import can_copy, draw_keys, insert_directly
 from db.errors import Race
 from db.ledger.audit import Keys
-from db.meeting import DELETED, EXPECTED, ROUND, MeetingStage
-from db.merging import Merging, Terms
+from db.ledger.verdict import Verdict
+from db.meeting import DELETED, MeetingStage
+from db.merging import Given, Merging
 from db.outcome import Inserted
-from db.overwriting import MATCH
-from db.refusal import Refusal, RowFault, savepoint
-from db.staged_insert import orphaned
-from db.staging import ROW_NO, STAGE
+from db.overwriting import MATCH, OVERWRITE, REVIVE, Effect
+from db.refusal import AMBIGUOUS, Refusal, RowFault, savepoint
+from db.staging import ROW_NO
 
-UPDATE = "update"
-REVIVE = "revive"
-"""Actions of the audit."""
-
-AMBIGUOUS = "ambiguous_match"
-OUTDATED = "version_conflict"
 WAS_DELETED = "deleted_match"
-MANY_ROUNDS = 20
 WORTH_A_COPY = 100
 """Rows; for fewer, drawing keys and another COPY cost more than they save."""
-
-CONFLICTS = (AMBIGUOUS, OUTDATED)
-"""Codes of rows that are valid, but not in agreement with what is there."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +38,22 @@ class Merged(Inserted):
     unchanged: frozenset[int] = frozenset()
     revived: frozenset[int] = frozenset()
 
-    def positions(self) -> list[int]:
-        return [*super().positions(), *self.updated, *self.unchanged, *self.revived]
+    @property
+    def changed(self) -> Mapping[str, int]:
+        counts = {OVERWRITE.action: len(self.updated), REVIVE.action: len(self.revived)}
+        return {action: count for action, count in counts.items() if count}
+
+    def taken(self) -> Mapping[Verdict, Collection[int]]:
+        return {
+            **super().taken(),
+            Verdict.UPDATED: self.updated,
+            Verdict.UNCHANGED: self.unchanged,
+            Verdict.REVIVED: self.revived,
+        }
+
+    def wrote(self, field_name: str, update: frozenset[str] | None) -> Collection[int]:
+        new = self.inserted | self.revived
+        return new | self.updated if update is None or field_name in update else new
 
 
 async def merge_rows(
@@ -57,7 +61,7 @@ async def merge_rows(
     facts: TableFacts,
     columns: Sequence[str],
     batch: Batch,
-    terms: Terms,
+    given: Given,
     merging: Merging,
     may_lock: Callable[[], Awaitable[None]],
 ) -> Merged:
@@ -65,10 +69,10 @@ async def merge_rows(
 
     What they meet is looked up at once; it is locked, and everything written, when `may_lock`
     returns. A value may be DEFAULT. Rows that meet several rows of the table, or not the version
-    they expect, are refused with a code of CONFLICTS. Raises Race, and whatever `insert_rows`
+    they expect, are refused with the verdict conflict. Raises Race, and whatever `insert_rows`
     raises.
     """
-    stage = _Merge(session, facts, tuple(columns), terms, merging)
+    stage = _Merge(session, facts, tuple(columns), given, merging)
     await stage.create()
     await stage.fill(batch)
     await stage.look()
@@ -91,25 +95,10 @@ class _Merge(MeetingStage):
         self._unchanged: set[int] = set()
         self._revived: set[int] = set()
 
-    async def apply_in_rounds(self) -> None:
-        """Apply all rows, those that have nothing to do with each other at once."""
-        if not await self.lock():
-            self._rounds = await self.make_rounds()
-        if len(self._rounds) == 1:
-            await self._apply()
-            return
+    async def _before_rounds(self) -> None:
+        """Rows that go in by rounds have keys in input order all the same."""
         if self._drawn_late:
             await self._draw_keys(sorted(self._loaded))
-        await self._set(ROUND, {row: n for n, rows in enumerate(self._rounds) if n for row in rows})
-        if len(self._rounds) > MANY_ROUNDS:
-            await self._run(f"CREATE INDEX ON {STAGE} ({ROUND})")
-            await self._run(f"CREATE INDEX ON {STAGE} ({ROW_NO})")
-        for number, rows in enumerate(self._rounds):
-            with self._narrowed(f"{ROUND} = :round", frozenset(rows), round=number):
-                await self._run(f"TRUNCATE {MATCH}")
-                await self._match()
-                await self.lock()
-                await self._apply()
 
     async def _apply(self) -> None:
         """Let the rows in scope take effect, none of which has to do with another."""
@@ -125,15 +114,7 @@ class _Merge(MeetingStage):
         await self._judge_clashes()
 
     async def _prefer(self) -> None:
-        """Of what a row meets, leave the live row, else the one that was deleted last."""
-        latest = ", ".join(f"{key} DESC" for key in self._sql.keys)
-        await self._run(
-            f"DELETE FROM {MATCH} AS m USING (SELECT row_no, place, deleted_at, "
-            "bool_or(deleted_at IS NULL) OVER (PARTITION BY row_no) AS alive, "
-            f"row_number() OVER (PARTITION BY row_no ORDER BY deleted_at DESC, {latest}) AS rank "
-            f"FROM {MATCH}) AS r WHERE m.row_no = r.row_no AND m.place = r.place "
-            "AND r.deleted_at IS NOT NULL AND (r.alive OR r.rank > 1)"
-        )
+        await self._keep_best_matches()
         if self._merging.on_deleted == "reject":
             text = "a row with this key was deleted; restore it, or import with --on-deleted revive"
             await self._put_aside(DELETED, Refusal(WAS_DELETED, text))
@@ -148,37 +129,9 @@ class _Merge(MeetingStage):
             text = "it clashes with several rows that are there; give keys of one of them"
             several = f"SELECT row_no FROM {MATCH} GROUP BY row_no HAVING count(*) > 1"
             refused |= await self._put_aside(f"row_no IN ({several})", Refusal(AMBIGUOUS, text))
-        if self._terms.expected:
+        if self._given.expected:
             refused |= await self._refuse_outdated()
         return set(met) - refused
-
-    async def _refuse_outdated(self) -> set[int]:
-        text = "the row that is there has not the version that was expected; read it again"
-        expected = f"SELECT {ROW_NO} FROM {STAGE} AS s WHERE {EXPECTED} IS NOT NULL"
-        refused = await self._put_aside(
-            f"EXISTS (SELECT FROM {STAGE} AS s, {self._facts.name} AS t "
-            f"WHERE s.{ROW_NO} = m.row_no AND {self._sql.same_row_as_met('t', 'm')} "
-            f"AND s.{EXPECTED} <> t.version)",
-            Refusal(OUTDATED, text, "version"),
-        )
-        gone = f"{expected}{self._scope_sql} AND {ROW_NO} NOT IN (SELECT row_no FROM {MATCH})"
-        refusal = Refusal(OUTDATED, "a row of that version was expected and none is there")
-        for number in await self._numbers(gone):
-            self._refused.setdefault(number, refusal)
-            self._loaded.discard(number)
-        await self._hold(self._refused.keys())
-        return refused
-
-    async def _put_aside(self, condition: str, refusal: Refusal) -> set[int]:
-        """Refuse the rows whose match fulfils a condition, and take their matches out."""
-        gone = await self._run(f"DELETE FROM {MATCH} AS m WHERE {condition} RETURNING row_no")
-        told = set(gone.scalars())
-        rows = told & self._loaded
-        if rows:
-            self._refused.update(dict.fromkeys(rows, refusal))
-            self._loaded -= rows
-            await self._hold(rows)
-        return told
 
     async def _update_met(self) -> None:
         """Update what the rows meet; when one is refused, tell first what can be told in sets."""
@@ -188,67 +141,35 @@ class _Merge(MeetingStage):
             await self._update_halving(None)
 
     async def _classify_met(self) -> None:
-        """Refuse the rows whose values alone break a constraint, in PostgreSQL's order."""
-        given = set(self._columns).intersection(*self._kinds)
+        written = set(self._columns).intersection(*self._kinds)
         met = f"{ROW_NO} IN (SELECT row_no FROM {MATCH})"
         if self._merging.update is not None:
-            given &= self._merging.update
+            written &= self._merging.update
             met = f"{ROW_NO} IN (SELECT row_no FROM {MATCH} WHERE deleted_at IS NULL)"
-        for column in self._facts.columns:
-            if column.not_null and column.name in given:
-                condition = f"{met} AND {quote(column.name)} IS NULL"
-                await self._refuse(condition, "not_null_violation", None, column.name)
-        for check in self._facts.checks:
-            if given.issuperset(check.columns):
-                condition = f"{met} AND ({check.expression}) IS FALSE"
-                await self._refuse(condition, "check_violation", check.name)
-        for key in self._facts.foreign_keys:
-            if given.issuperset(key.columns):
-                condition = f"{met} AND {orphaned(key)}"
-                await self._refuse(condition, "foreign_key_violation", key.name)
-        await self._hold(self._refused.keys())
-
-    async def _update_halving(self, span: tuple[int, int] | None) -> None:
-        """Update what the rows meet; those that PostgreSQL refuses are found by halving."""
-        fault = await self._update_all(span)
-        if fault is None:
-            return
-        first, end = span or (0, self._count)
-        if end - first == 1:
-            self._settle(first, fault.refusal(self._facts))
-            return
-        middle = (first + end) // 2
-        await self._update_halving((first, middle))
-        await self._update_halving((middle, end))
+        await self._classify_written(written, met)
 
     async def _update_all(self, span: tuple[int, int] | None) -> RowFault | None:
         """Update and revive what the rows of a span meet; or do nothing, and return the fault."""
         try:
             async with savepoint(self._session):
-                updated = await self._update(span, revive=False)
-                revived = await self._update(span, revive=True)
+                updated = await self._update(span, OVERWRITE)
+                revived = await self._update(span, REVIVE)
         except RowFault as fault:
             return fault
         self._updated |= set(updated)
         self._revived |= set(revived)
         return None
 
-    async def _update(self, span: tuple[int, int] | None, *, revive: bool) -> list[int]:
+    async def _update(self, span: tuple[int, int] | None, effect: Effect) -> list[int]:
         """Overwrite what differs, note what was there, return the rows that changed something."""
-        if revive and self._merging.on_deleted != "revive":
+        if effect is REVIVE and self._merging.on_deleted != "revive":
             return []
         columns = self._sql.columns
-        if not revive and self._merging.update is not None:
+        if effect is OVERWRITE and self._merging.update is not None:
             columns = [name for name in columns if name in self._merging.update]
-        if not columns and not revive:
+        if not columns and effect is OVERWRITE:
             return []
-        sql, binds = self._merging.journal.sql("changed", UPDATE if not revive else REVIVE)
-        told = await self._run(
-            f"WITH changed AS ({self._sql.update(columns, span, revive=revive)}), "
-            f"noted AS ({sql}) SELECT array_agg(row_no) FROM changed",
-            **binds,
-        )
-        return told.scalar_one() or []
+        return await self._noting(self._sql.update(columns, span, effect), effect.action)
 
     async def _insert_the_rest(self, met: set[int]) -> None:
         """Insert the rows in scope that meet nothing."""

@@ -100,7 +100,7 @@ async def open_input(
     if rows is not None:
         yield _inline(rows)
     elif isinstance(source, Spooled):
-        yield await asyncio.to_thread(_spooled, run, source, asyncio.get_running_loop())
+        yield await asyncio.to_thread(open_spooled, run, source, asyncio.get_running_loop())
     elif isinstance(source, InPlace):
         with await asyncio.to_thread(open_place, source.path, places) as stored:
             yield await asyncio.to_thread(_in_place, stored, source)
@@ -120,7 +120,9 @@ def _in_place(stored: FileSource | ObjectSource, source: InPlace) -> Input:
     return _input(Opened.recognised(text, stored.name, source), unchanged)
 
 
-def _spooled(run: ChunkedRun, source: Spooled, loop: asyncio.AbstractEventLoop) -> Input:
+def open_spooled(run: ChunkedRun, source: Spooled, loop: asyncio.AbstractEventLoop) -> Input:
+    """Open what is in the spool of the job; it blocks, and belongs in a thread beside the loop."""
+
     def fetch(number: int) -> bytes | None:
         reading = run.read(lambda session: _part(session, run.claim.job_id, number))
         return asyncio.run_coroutine_threadsafe(reading, loop).result()

@@ -96,15 +96,23 @@ class Plan:
 
 
 def make_plan(
-    request: Request, columns: Sequence[str], model: str, create: type[BaseModel], facts: TableFacts
+    request: Request,
+    columns: Sequence[str],
+    model: str,
+    create: type[BaseModel],
+    facts: TableFacts,
+    *,
+    partial: bool = False,
 ) -> Plan:
     """Match the input's columns with the model's fields.
+
+    The rows of a `partial` input say what is to change, and need not give all that a row must have.
 
     Raises InputError on a column, field or table that is not known, on a field that is given
     twice, on one that must be given and is not, on a constant with which every row would be
     rejected, and on columns that lead nowhere.
     """
-    return _Planner(request, list(columns), model, create, facts).plan()
+    return _Planner(request, list(columns), model, create, facts, partial=partial).plan()
 
 
 class _Planner:
@@ -115,8 +123,11 @@ class _Planner:
         model: str,
         create: type[BaseModel],
         facts: TableFacts,
+        *,
+        partial: bool,
     ) -> None:
         self._request = request
+        self._partial = partial
         self._columns = columns
         self._index = {name: index for index, name in enumerate(columns)}
         self._model = model
@@ -285,6 +296,8 @@ class _Planner:
                     f"(columns: {', '.join(self._columns)}); does the first line name the columns? "
                     f"Map one with --map COLUMN={name}"
                 )
+        if self._partial:
+            return
         given = {*self._sources, *defaulted(self._create)}
         if _has_validators(self._create):
             given.update(self._create.model_fields)

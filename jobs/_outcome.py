@@ -1,15 +1,15 @@
 """What became of the rows of a chunk: verdicts, counts, and what the audit has to say."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from db.ledger.audit import Changes, Entry
-from db.ledger.chunk import Receipt
+from db.ledger.chunk import ALONG, Receipt
 from db.ledger.verdict import RowVerdict, Verdict
-from db.outcome import Inserted
+from db.outcome import Written, verdict_of
 from db.refusal import Refusal
-from db.upsert import CONFLICTS, REVIVE, UPDATE, Merged
 from jobs._mapping import Reference
 from jobs._part import Part
 from jobs._preparation import Prepared
@@ -21,7 +21,7 @@ class Outcome:
     """What became of the rows of a chunk, by their position."""
 
     prepared: Prepared
-    written: Inserted
+    written: Written
 
     @property
     def refused(self) -> dict[int, Refusal]:
@@ -35,18 +35,9 @@ class Outcome:
         return [at for at, why in self.refused.items() if verdict_of(why) == Verdict.REJECTED]
 
     @property
-    def counts(self) -> dict[Verdict, int]:
-        written, refused = self.written, len(self.refused)
-        counts = {
-            Verdict.INSERTED: len(written.inserted),
-            Verdict.SKIPPED: len(written.skipped),
-            Verdict.REJECTED: len(self.rejected),
-            Verdict.CONFLICT: refused - len(self.rejected),
-        }
-        if isinstance(written, Merged):
-            counts[Verdict.UPDATED] = len(written.updated)
-            counts[Verdict.UNCHANGED] = len(written.unchanged)
-            counts[Verdict.REVIVED] = len(written.revived)
+    def counts(self) -> Counter[Verdict]:
+        counts = Counter({verdict: len(rows) for verdict, rows in self.written.taken().items()})
+        counts.update(verdict_of(why) for why in self.refused.values())
         return counts
 
     def used(
@@ -58,37 +49,31 @@ class Outcome:
         """By reference, the ids that rows wrote into the table."""
         used: dict[Reference, set[Any]] = {}
         for one in references:
-            written = set(self.written.inserted)
-            if isinstance(self.written, Merged):
-                written |= self.written.revived
-                if update is None or one.field in update:
-                    written |= self.written.updated
+            written = self.written.wrote(one.field, update)
             at = columns.index(one.field)
             used[one] = {self.prepared.records[position][at] for position in written}
         return used
 
-    def changes(self, table: str) -> Changes | None:
-        """What the audit has to say, row by row, about rows that were there before."""
-        if not isinstance(self.written, Merged):
-            return None
-        counts = {UPDATE: len(self.written.updated), REVIVE: len(self.written.revived)}
-        told = {action: count for action, count in counts.items() if count}
-        return Changes(table, told) if told else None
+    @property
+    def _detail(self) -> Mapping[str, Any] | None:
+        along = {table: sum(by.values()) for table, by in self.written.changed_along.items()}
+        return {ALONG: along} if along else None
 
     def effect(
         self, part: Part, filtered: int, table: str, entries: Sequence[Entry]
     ) -> ChunkEffect:
         """To be committed with the rows; `entries` are the audit of what they needed beside."""
         counts = self.counts
-        counts[Verdict.NOT_REACHED] = len(part.rows) - filtered - sum(counts.values())
-        inserted = len(self.written.inserted)
-        if inserted:
-            entries = [Entry("insert", table, inserted, self.written.keys), *entries]
+        counts[Verdict.NOT_REACHED] = len(part.rows) - filtered - counts.total()
+        keys = self.written.inserted_keys
+        if keys is not None and (inserted := counts[Verdict.INSERTED]):
+            entries = [Entry("insert", table, inserted, keys), *entries]
+        changes = {table: self.written.changed, **self.written.changed_along}
         return ChunkEffect(
-            Receipt(part.number, part.span, filtered, without_zeros(counts)),
+            Receipt(part.number, part.span, filtered, without_zeros(counts), self._detail),
             [_row_verdict(part, position, why) for position, why in sorted(self.refused.items())],
             entries,
-            self.changes(table),
+            [Changes(name, counts) for name, counts in changes.items() if counts],
         )
 
 
@@ -103,10 +88,6 @@ def _row_verdict(part: Part, position: int, why: Refusal) -> RowVerdict:
         message=why.message,
         raw=part.raws[position],
     )
-
-
-def verdict_of(why: Refusal) -> Verdict:
-    return Verdict.CONFLICT if why.code in CONFLICTS else Verdict.REJECTED
 
 
 def without_zeros(counts: Mapping[Verdict, int]) -> dict[str, int]:

@@ -31,7 +31,7 @@ class ChunkEffect:
     receipt: Receipt
     verdicts: list[RowVerdict] = field(default_factory=list)
     entries: Sequence[Entry] = ()
-    changes: Changes | None = None
+    changes: Sequence[Changes] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ChunkedRun:
         for entry in effect.entries:
             summary = entry.keys.as_summary()
             self._tell_audit(receipt, entry.action, entry.table_name, entry.rows, summary)
-        if (changes := effect.changes) is not None:
+        for changes in effect.changes:
             for action, rows in changes.counts.items():
                 self._tell_audit(receipt, action, changes.table_name, rows, {"count": rows})
 

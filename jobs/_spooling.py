@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger import spool
+from jobs._declaration import Payload
 from jobs._errors import InputError
 from jobs._input import Spooled
 from jobs._producer import Enqueued, Producer, new_job_id
@@ -50,10 +51,11 @@ async def enqueue_opened(
     name: str,
     request: dict[str, Any],
     *,
+    payload_class: type[Payload] = InsertRows,
     job_id: UUID | None = None,
     **terms: Any,
 ) -> Enqueued:
-    """Accept an import of what was opened, in the same way."""
+    """Accept a job on what was opened, in the same way; `request` are fields of its payload."""
     job_id = job_id or new_job_id()
     found = await asyncio.to_thread(lambda: opened.inspection)
     source = Spooled(
@@ -63,7 +65,7 @@ async def enqueue_opened(
         **found._asdict(),
         **opened.layout.model_dump(),
     )
-    payload = InsertRows(**request, source=source)
+    payload = payload_class(**{**request, "source": source})
 
     async def accept(session: AsyncSession) -> Enqueued:
         """After a lost answer to COMMIT the job and its parts may be there already."""

@@ -2,16 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
 from db.errors import UnknownModel
 from db.ledger import chunk
+from jobs._bulk_write import BulkWrite
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._errors import Rejected
 from jobs._input import InPlace, Spooled, open_input
-from jobs._insertion import Insertion
+from jobs._inserter import Clashes, Inserter
 from jobs._mapping import Request
 from jobs._rules import Rules
 from jobs._run import ChunkedRun
@@ -67,14 +69,21 @@ class InsertRows(Payload):
         return Rules(
             self.chunk_rows,
             self.chunk_bytes,
-            self.on_conflict,
             most,
-            self.on_deleted,
-            self.on_missing,
-            None if self.update is None else frozenset(self.update),
-            self.expect_version is not None,
-            self.atomic,
+            on_missing=self.on_missing,
+            update=self._updated,
+            atomic=self.atomic,
         )
+
+    @property
+    def clashes(self) -> Clashes:
+        """What becomes of rows that meet others."""
+        expects = self.expect_version is not None
+        return Clashes(self.on_conflict, self.on_deleted, self._updated, expects)
+
+    @property
+    def _updated(self) -> frozenset[str] | None:
+        return None if self.update is None else frozenset(self.update)
 
     @property
     def request(self) -> Request:
@@ -91,8 +100,8 @@ class InsertRows(Payload):
 
 async def count_the_rest(run: ChunkedRun, payload: InsertRows) -> None:
     """Give the rows that a failed import did not reach their verdict."""
-    async with _insertion(run, payload) as insertion:
-        await insertion.count_the_rest()
+    async with _bulk_write(run, payload) as writing:
+        await writing.count_the_rest()
 
 
 @chunked_job(count_the_rest, timeout_s=24 * 3600)
@@ -102,17 +111,19 @@ async def insert_rows(run: ChunkedRun, payload: InsertRows) -> Outcome:
     A run after an interruption continues behind the last committed chunk. Every row gets a
     verdict, also when the job ends early.
     """
-    async with _insertion(run, payload) as insertion:
-        await insertion.insert_all()
+    async with _bulk_write(run, payload) as writing:
+        await writing.write_all()
     done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
     return {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
 
 
 @asynccontextmanager
-async def _insertion(run: ChunkedRun, payload: InsertRows) -> AsyncIterator[Insertion]:
+async def _bulk_write(run: ChunkedRun, payload: InsertRows) -> AsyncIterator[BulkWrite]:
     try:
         model = run.models.get(payload.table)
     except UnknownModel as error:
         raise Rejected(str(error)) from None
     async with open_input(run, payload.rows, payload.source, run.import_folders) as source:
-        yield await Insertion.begin(run, payload.rules, payload.request, model, source)
+        rules, request = payload.rules, payload.request
+        writer = partial(Inserter, clashes=payload.clashes)
+        yield await BulkWrite.begin(run, rules, request, model, source, writer)

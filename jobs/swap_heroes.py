@@ -47,7 +47,7 @@ async def swap_many(
     return await carry_out(session, [payload.order(held) for payload, held in orders])
 
 
-@job(timeout_s=60)
+@job(timeout_s=60, batch=swap_many)
 async def swap_heroes(session: AsyncSession, payload: SwapHeroes, held: Claim) -> Outcome:
     """Exchange all heroes and end their roles in the teams that they leave, or refuse by name."""
     return only(await swap_many(session, [(payload, held)]))

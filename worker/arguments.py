@@ -36,7 +36,9 @@ RunAt = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-Queue = Annotated[str | None, Option("--queue", help="The queue to wait in.")]
+Queue = Annotated[
+    str | None, Option("--queue", help="The queue to wait in.", rich_help_panel=PANEL)
+]
 Priority = Annotated[
     int | None,
     Option(

@@ -13,8 +13,14 @@ from sqlmodel import SQLModel
 from db.errors import AlreadyCommitted
 from db.ledger.job import SCHEMA, Claim
 
+SELECTION = -1
+"""The number of the receipt that fixes which rows a filter selected."""
+
 OPENING = 0
 """The number of the receipt that fixes what the input is; the chunks of rows count from 1."""
+
+ALONG = "along"
+"""In a receipt's detail: by table, how many rows of others were changed with those of the input."""
 
 chunk = sa.Table(
     "chunk",
@@ -129,11 +135,11 @@ async def read_receipt(session: AsyncSession, job_id: UUID, chunk_no: int) -> Re
 
 
 async def last_receipt(session: AsyncSession, job_id: UUID) -> Receipt | None:
-    """The receipt with the highest number; chunks of a job are committed in order."""
+    """The receipt with the highest number, if any chunk is begun; they are committed in order."""
     row = (
         await session.execute(
             sa.select(*_COLUMNS)
-            .where(chunk.c.job_id == job_id)
+            .where(chunk.c.job_id == job_id, chunk.c.chunk_no >= OPENING)
             .order_by(chunk.c.chunk_no.desc())
             .limit(1)
         )
@@ -171,3 +177,17 @@ async def tally(session: AsyncSession, job_id: UUID) -> Tally:
     """Add up what the job has committed so far."""
     row = (await session.execute(_TALLY, {"job_id": job_id})).one()
     return Tally(**row._mapping)
+
+
+_ALONG = sa.text(
+    """
+    SELECT key, sum(value::bigint)::bigint FROM bulwark.chunk, jsonb_each_text(detail -> :along)
+     WHERE job_id = :job_id AND chunk_no > 0 GROUP BY key ORDER BY key
+    """
+)
+
+
+async def changed_along(session: AsyncSession, job_id: UUID) -> dict[str, int]:
+    """By table, how many rows the job has changed with those of its input."""
+    rows = await session.execute(_ALONG, {"job_id": job_id, "along": ALONG})
+    return {row[0]: row[1] for row in rows}

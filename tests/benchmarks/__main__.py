@@ -11,7 +11,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.text import Text
 
-from tests.benchmarks import idle, insert, pickup, profile, transfers, upsert
+from tests.benchmarks import idle, insert, pickup, profile, transfers, update, upsert
 from tests.benchmarks.measure import BenchmarkFailed, Measure, Options
 from tests.benchmarks.results import Outcome, circumstances, table, write_json
 from tests.benchmarks.site import PsqlFailed, Site, open_site
@@ -22,13 +22,18 @@ MEASURES = MappingProxyType(
     {
         "insert": cast(Measure, insert),
         "upsert": cast(Measure, upsert),
+        "update": cast(Measure, update),
         "pickup": cast(Measure, pickup),
         "idle": cast(Measure, idle),
         "transfers": cast(Measure, transfers),
     }
 )
 LATEST = Path(".bench/latest.json")
-PROFILED = {"insert": insert.make_contest, "upsert": upsert.make_contest}
+PROFILED = {
+    "insert": insert.make_contest,
+    "upsert": upsert.make_contest,
+    "update": update.make_contest,
+}
 
 
 def main() -> int:
@@ -45,7 +50,7 @@ def _arguments() -> argparse.Namespace:
     default = Options()
     parser = argparse.ArgumentParser("make bench", description=__doc__)
     parser.add_argument("measures", nargs="*", choices=[[], *MEASURES], help="otherwise all")
-    parser.add_argument("--rows", type=_positive, default=default.rows, help="of insert and upsert")
+    parser.add_argument("--rows", type=_positive, default=default.rows, help="of bulk writes")
     parser.add_argument("--pairs", type=_positive, default=default.pairs, help="runs of each side")
     parser.add_argument("--samples", type=_positive, default=default.samples, help="of pickup")
     parser.add_argument("--idle-s", type=float, default=default.idle_s, help="seconds of idle")
@@ -54,7 +59,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=LATEST, help="where the JSON goes")
     parser.add_argument(
-        "--profile", action="store_true", help="tell where the time of one insert or upsert goes"
+        "--profile",
+        action="store_true",
+        help="tell where the time of one bulk write goes",
     )
     asked = parser.parse_args()
     if asked.profile and (wrong := set(asked.measures) - set(PROFILED)):

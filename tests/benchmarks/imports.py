@@ -1,13 +1,13 @@
-"""An import by a job against the same import by psql: for insert and upsert."""
+"""A bulk job on a file against the same done by psql: for insert, upsert and update."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from jobs._declaration import Payload
 from jobs._producer import Producer
-from jobs.insert_rows import InsertRows
 from tests.benchmarks.cpu import process_cpu_s
 from tests.benchmarks.measure import BenchmarkFailed, Report, Target, Tell
 from tests.benchmarks.pairs import Pair, alternate, median_figure
@@ -16,10 +16,14 @@ from tests.benchmarks.site import Site
 
 @dataclass(frozen=True)
 class Contest:
-    """What is imported in both ways, and how the table is made ready before each."""
+    """What is done in both ways, and how the table is made ready before each.
+
+    `rows` are those of the file, `rows_left` those of the table afterwards.
+    """
 
     rows: int
-    payload: Mapping[str, Any]
+    rows_left: int
+    payload: Payload
     commands: Sequence[str]
     prepare: Callable[[], Awaitable[None]]
 
@@ -84,10 +88,9 @@ class Contestants:
         return await self._checked("psql", Timed(self.contest.rows, wall_s, used_s))
 
     async def job(self) -> Timed:
-        payload = InsertRows(**self.contest.payload)
         await self.contest.prepare()
         cpu_s, worker_s = await self.site.backend_cpu_s(), process_cpu_s(self.worker_pid)
-        accepted = await self.producer.enqueue(payload)
+        accepted = await self.producer.enqueue(self.contest.payload)
         start_s = time.monotonic()
         row = await self.site.ended(accepted.job_id)
         wall_s = time.monotonic() - start_s
@@ -110,7 +113,7 @@ class Contestants:
             "SELECT count(*), sum(age), sum(hashtext(name)), sum(version) FROM hero"
         )
         left = tuple(found)
-        if left[0] != timed.rows or left != (self.left or left):
+        if left[0] != self.contest.rows_left or left != (self.left or left):
             raise BenchmarkFailed(f"{who} left {left}, the run before {self.left}")
         self.left = left
         self.tell(f"  {who:5}{timed}")

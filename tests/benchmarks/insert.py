@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from jobs._input import InPlace
+from jobs.insert_rows import InsertRows
 from tests.benchmarks.heroes import COLUMNS, make_teams, write_heroes
 from tests.benchmarks.imports import Contest, compare
 from tests.benchmarks.measure import Options, Report, Tell
@@ -28,7 +30,8 @@ async def make_contest(site: Site, rows: int) -> Contest:
     write_heroes(file, range(rows), rows, await make_teams(site))
     return Contest(
         rows,
-        {"table": "hero", "source": {"type": "in_place", "path": str(file)}},
+        rows,
+        InsertRows(table="hero", source=InPlace(type="in_place", path=str(file))),
         [f"\\copy hero ({COLUMNS}) FROM '{file}' CSV HEADER"],
         partial(site.execute, "TRUNCATE hero RESTART IDENTITY CASCADE", "CHECKPOINT"),
     )

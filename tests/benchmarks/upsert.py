@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from jobs._input import InPlace
+from jobs.insert_rows import InsertRows
 from tests.benchmarks.heroes import COLUMNS, make_teams, write_heroes
 from tests.benchmarks.imports import Contest, compare
 from tests.benchmarks.measure import Options, Report, Tell
@@ -43,11 +45,12 @@ async def make_contest(site: Site, rows: int) -> Contest:
     await _keep_every_other(site, rows, teams)
     return Contest(
         rows,
-        {
-            "table": "hero",
-            "source": {"type": "in_place", "path": str(file)},
-            "on_conflict": "update",
-        },
+        rows,
+        InsertRows(
+            table="hero",
+            source=InPlace(type="in_place", path=str(file)),
+            on_conflict="update",
+        ),
         [
             "CREATE TEMPORARY TABLE incoming (LIKE hero) ON COMMIT DROP",
             *(f"ALTER TABLE incoming ALTER {name} DROP NOT NULL" for name in _NOT_GIVEN),

@@ -1,54 +1,58 @@
 """Writing the rows of a chunk: directly where nothing stands against it, else staged."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import bulk
-from db.catalog import TableFacts
 from db.direct_copy import can_copy, draw_keys, insert_directly
 from db.ledger.audit import Journal
-from db.ledger.job import Claim
-from db.merging import Terms
+from db.merging import Given, Merging, OnDeleted
 from db.outcome import Inserted
 from db.registry import Model
+from db.staging import OnConflict
 from db.unique_values import UniqueValues, disjoint, unique_values
 from db.upsert import merge_rows
-from jobs._mapping import Plan
 from jobs._part import Part
-from jobs._preparation import Known, Prepared
-from jobs._rules import Rules
+from jobs._preparation import Prepared
 from jobs._turn import Turn
+from jobs._writer import Ready, Writer
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A part of the input that can be written, and the rows it refers to as they were found.
+class Clashes:
+    """What becomes of rows that meet others: rejected, skipped, or what is there is changed."""
 
-    It is `apart` if no row of the chunk in front can be one that its rows meet.
-    """
+    on_conflict: OnConflict = "reject"
+    on_deleted: OnDeleted = "insert"
+    update: frozenset[str] | None = None
+    expects_version: bool = False
 
-    part: Part
-    prepared: Prepared
-    known: Known
-    apart: bool = False
+    @property
+    def looks_first(self) -> bool:
+        """Whether a row that PostgreSQL would take may still have to be treated otherwise."""
+        return self.on_deleted != "insert" or self.expects_version
+
+    @property
+    def merges(self) -> bool:
+        """Whether rows that are there may be changed."""
+        return self.looks_first or self.on_conflict == "update"
+
+    def merging(self, model: Model, journal: Journal) -> Merging:
+        return Merging(
+            self.on_conflict, journal, self.on_deleted, self.update, model.sensitive_columns
+        )
 
 
 @dataclass
-class ChunkWriter:
-    """The way of an input's chunks into one table.
+class Inserter(Writer):
+    """Writes rows that are new, or meet others.
 
     Keys that were drawn ahead hold for one `epoch`: once a chunk has got keys that were drawn
     later, those of the chunks behind it would come before them.
     """
 
-    claim: Claim
-    rules: Rules
-    model: Model
-    facts: TableFacts
-    plan: Plan
-    columns: Sequence[str]
+    clashes: Clashes = Clashes()
     promising: bool = True
     in_front: UniqueValues | None = None
     epoch: int = 0
@@ -56,16 +60,20 @@ class ChunkWriter:
     @property
     def goes_directly(self) -> bool:
         """Whether the next rows are expected to go in without a look at what is there."""
-        looks = self.rules.looks_first or not self.promising
+        looks = self.clashes.looks_first or not self.promising
         return not looks and can_copy(self.facts, self.columns)
 
-    async def draw_keys(self, session: AsyncSession, count: int) -> Sequence[int] | None:
-        """Keys for so many rows of the next chunk."""
-        return await draw_keys(session, self.facts, self.columns, count)
+    @property
+    def looks_ahead(self) -> bool:
+        return self.goes_directly
+
+    async def before(self, session: AsyncSession, prepared: Prepared) -> None:
+        """Draw the keys of a chunk's rows."""
+        prepared.epoch, count = self.epoch, len(prepared.records)
+        prepared.keys = await draw_keys(session, self.facts, self.columns, count)
 
     def is_apart(self, prepared: Prepared) -> bool:
-        """Whether no row of the chunk that was asked about before can be one that these meet."""
-        if not self.rules.merges:
+        if not self.clashes.merges:
             return False
         in_front, self.in_front = self.in_front, None
         if not prepared.unknown:  # rows that may be valid once what they name is there
@@ -73,15 +81,10 @@ class ChunkWriter:
         return disjoint(in_front, self.in_front)
 
     def overlaps(self, ready: Ready) -> bool:
-        """Whether a chunk may begin before the one in front of it has committed.
-
-        Its statements then wait for rows they clash with, and for no others. If it meets what that
-        one changes it is a race; so it does not have to know what that one makes.
-        """
-        facts, rules = self.facts, self.rules
+        facts, clashes = self.facts, self.clashes
         if facts.deferrable or facts.own_parent:
             return False
-        finds_out = rules.merges and not rules.expects_version and not facts.has_triggers
+        finds_out = clashes.merges and not clashes.expects_version and not facts.has_triggers
         return self.goes_directly or (finds_out and ready.apart)
 
     async def write(
@@ -112,14 +115,9 @@ class ChunkWriter:
     async def _stage(
         self, session: AsyncSession, part: Part, prepared: Prepared, turn: Turn
     ) -> Inserted:
-        facts, columns, batch, rules = self.facts, self.columns, prepared.batch, self.rules
-        if not rules.merges:
-            return await bulk.insert_rows(session, facts, columns, batch, rules.on_conflict)
-        terms = Terms(frozenset(self.plan.given), prepared.given, prepared.expected)
-        merging = rules.merging(self.model, self._journal(part))
-        return await merge_rows(session, facts, columns, batch, terms, merging, turn.may_look)
-
-    def _journal(self, part: Part) -> Journal:
-        """Behind the lines on what was inserted, into the table and into those it refers to."""
-        first = 1 + len(self.plan.references)
-        return Journal(self.claim, part.number, self.model.name, first)
+        facts, columns, batch = self.facts, self.columns, prepared.batch
+        if not self.clashes.merges:
+            return await bulk.insert_rows(session, facts, columns, batch, self.clashes.on_conflict)
+        given = Given(frozenset(self.plan.given), prepared.given, prepared.expected)
+        merging = self.clashes.merging(self.model, self.journal(part))
+        return await merge_rows(session, facts, columns, batch, given, merging, turn.may_look)

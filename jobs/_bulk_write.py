@@ -1,7 +1,7 @@
-"""Inserting one input chunk by chunk, in input order, with the verdicts of its rows."""
+"""Writing one input chunk by chunk, in input order, with the verdicts of its rows."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -10,14 +10,13 @@ from typing import Any, NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.catalog import read_facts
+from db.catalog import TableFacts, read_facts
 from db.errors import Race
 from db.ledger import chunk
 from db.ledger.chunk import OPENING, Receipt, Span
+from db.ledger.job import Claim
 from db.ledger.verdict import Verdict
 from db.registry import Model
-from jobs._atomic import Atomic
-from jobs._chunk_writer import ChunkWriter, Ready
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
 from jobs._mapping import Plan, Request, make_plan, require_given
@@ -27,9 +26,12 @@ from jobs._part import Part, Position
 from jobs._preparation import Known, Prepared, Preparer
 from jobs._rules import Rules
 from jobs._run import ChunkedRun, ChunkEffect
+from jobs._together import Together
 from jobs._turn import Turn, in_turn
+from jobs._writer import Ready, Writer
 
 STALE_TRIES = 20
+MakeWriter = Callable[[Claim, Model, TableFacts, Plan, Sequence[str]], Writer]
 
 
 class _TooManyRejects(Exception):
@@ -41,7 +43,7 @@ class _TooManyRejects(Exception):
 
 
 @dataclass
-class Insertion:
+class BulkWrite:
     """One input on its way into one table, from the position that is next."""
 
     run: ChunkedRun
@@ -50,7 +52,7 @@ class Insertion:
     plan: Plan
     preparer: Preparer
     parents: Parents
-    writer: ChunkWriter
+    writer: Writer
     position: Position
     rejected: int
     given_up: bool
@@ -58,11 +60,18 @@ class Insertion:
 
     @classmethod
     async def begin(
-        cls, run: ChunkedRun, rules: Rules, request: Request, model: Model, source: Input
-    ) -> "Insertion":
+        cls,
+        run: ChunkedRun,
+        rules: Rules,
+        request: Request,
+        model: Model,
+        source: Input,
+        make_writer: MakeWriter,
+    ) -> "BulkWrite":
         """Check the input against the model before any row is touched, and find where to go on."""
         facts = await run.read(lambda session: read_facts(session, model.table))
-        plan = make_plan(request, source.columns, model.name, model.create, facts)
+        columns, partial = source.columns, rules.partial
+        plan = make_plan(request, columns, model.name, model.create, facts, partial=partial)
         if rules.update is not None:
             require_given(rules.update, plan, model.name)
         creatable = rules.on_missing == "create"
@@ -78,7 +87,7 @@ class Insertion:
             plan,
             preparer,
             parents,
-            ChunkWriter(run.claim, rules, model, facts, plan, preparer.columns),
+            make_writer(run.claim, model, facts, plan, preparer.columns),
             source.data_start if last is None or last.chunk_no == OPENING else behind(last),
             rules.rejects(tally.counts),
             Verdict.NOT_REACHED in tally.counts,
@@ -87,8 +96,8 @@ class Insertion:
     def _parts(self) -> Iterator[Part]:
         return self.input.parts(self.rules.chunk_rows, self.rules.chunk_bytes, self.position)
 
-    async def insert_all(self) -> None:
-        """Insert the chunks that are missing; Rejected when there are too many rejects."""
+    async def write_all(self) -> None:
+        """Write the chunks that are missing; Rejected when there are too many rejects, or rows."""
         if self.too_many(self.rejected):
             self._give_up()
         if self.given_up:
@@ -96,15 +105,16 @@ class Insertion:
                 "an earlier run gave this input up and counted its last rows as not reached; "
                 "import those as a new job"
             )
-        if self.rules.atomic:
-            if (receipt := await Atomic(self).insert_all()) is not None:
+        await self._require_few()
+        if self.rules.together:
+            if (receipt := await Together(self).write_all()) is not None:
                 self._count(receipt)
         else:
-            await self._insert_in_turn()
+            await self._write_in_turn()
         if self.too_many(self.rejected):
             self._give_up()
 
-    async def _insert_in_turn(self) -> None:
+    async def _write_in_turn(self) -> None:
         chunks = self.prepared()
         receipts = in_turn(chunks, self._commit, self.outside)
         async with aclosing(chunks), aclosing(receipts):
@@ -140,9 +150,8 @@ class Insertion:
         """Prepare a chunk, with the keys that it is going to need."""
         known = await self._look_up(part)
         prepared = await asyncio.to_thread(self.preparer.validate, part, known)
-        if self.writer.goes_directly:
-            prepared.epoch, count = self.writer.epoch, len(prepared.records)
-            prepared.keys = await self.run.read(partial(self.writer.draw_keys, count=count))
+        if self.writer.looks_ahead:
+            await self.run.read(partial(self.writer.before, prepared=prepared))
         return await asyncio.to_thread(self._written_out, part, prepared, known)
 
     def _written_out(self, part: Part, prepared: Prepared, known: Known) -> Ready:
@@ -172,7 +181,7 @@ class Insertion:
                 ready = Ready(part, prepared, known)
         raise InputError(
             f"the rows that chunk {part.number} refers to changed {STALE_TRIES} times while it was "
-            "imported; run the import when they are at rest"
+            "written; run the job when they are at rest"
         )
 
     async def work(self, session: AsyncSession, ready: Ready, turn: Turn) -> ChunkEffect:
@@ -218,17 +227,29 @@ class Insertion:
     async def _stop_at_limit(self, outcome: Outcome, turn: Turn) -> None:
         rejected = sorted(outcome.rejected)
         most = self.rules.max_rejects
-        if most is None or self.rules.atomic or not rejected:
+        if most is None or self.rules.together or not rejected:
             return
         await turn.may_look()  # by then those of the chunk before are counted
         if len(rejected) > most - self.rejected:
             raise _TooManyRejects(rejected[most - self.rejected])
 
+    async def _require_few(self) -> None:
+        """Raise Rejected when the input has more rows than it may, with nothing written."""
+        most = self.rules.max_rows
+        if most is None or self.position != self.input.data_start:
+            return
+        part, filtered = await asyncio.to_thread(self._rest)
+        if (rows := part.span.rows - filtered) > most:
+            raise Rejected(
+                f"the input has {rows} rows and at most {most} may be written; nothing was "
+                "written: raise --max-rows if that is meant"
+            )
+
     def _give_up(self) -> NoReturn:
         after = (
-            "nothing was inserted"
-            if self.rules.atomic
-            else ("the rows behind were not reached, those inserted before stay")
+            "nothing was written"
+            if self.rules.together
+            else "the rows behind were not reached, those written before stay"
         )
         raise Rejected(
             f"{self.rejected} rows were rejected and at most {self.rules.max_rejects} may be; "

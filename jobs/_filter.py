@@ -1,0 +1,108 @@
+"""Which rows of a table are meant: conditions on its columns, joined by and.
+
+{"team_id": 7}                  equal; null means is null
+{"team_id": [7, 8, null]}       one of these
+{"age": {"ge": 18, "lt": 21}}   operators: eq ne lt le gt ge in not_in like
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import TypeAdapter, ValidationError
+
+from db.registry import Model
+from jobs._declaration import did_you_mean
+from jobs._errors import InputError
+from jobs._problems import problems_of, said
+
+Condition = sa.ColumnElement[bool]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A condition on the columns of one table."""
+
+    condition: Condition
+
+
+def parse_filter(given: Mapping[str, Any], model: Model) -> Filter:
+    """Read a filter of a payload. Raises InputError with the column and the remedy."""
+    return Filter(sa.and_(*(_on_column(name, value, model) for name, value in given.items())))
+
+
+def _on_column(name: str, value: Any, model: Model) -> Condition:
+    if name not in model.table.c:
+        near = did_you_mean(name, model.table.c.keys())
+        raise InputError(f"--filter: {model.name} has no column {name!r}{near}")
+    column: sa.Column[Any] = model.table.c[name]
+    read = _reader(name, model)
+    if isinstance(value, Mapping):
+        if not value:
+            raise InputError(f"--filter {name}: names no operator; use {', '.join(_OPERATORS)}")
+        return sa.and_(*(_operation(column, word, one, read) for word, one in value.items()))
+    return _operation(column, "in" if isinstance(value, list) else "eq", value, read)
+
+
+def _reader(name: str, model: Model) -> Callable[[Any], Any]:
+    """Makes of a JSON value what the column holds."""
+    annotation: Any = model.table_class.model_fields[name].annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+
+    def read(value: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            secret = name in model.sensitive_columns
+            why = "is not valid" if secret else said(problems_of(error)[0])
+            raise InputError(f"--filter {name}: {why}") from None
+
+    return read
+
+
+def _operation(
+    column: sa.Column[Any], word: str, value: Any, read: Callable[[Any], Any]
+) -> Condition:
+    if word not in _OPERATORS:
+        near = did_you_mean(word, _OPERATORS)
+        raise InputError(f"--filter {column.name}: unknown operator {word!r}{near}")
+    if word in ("in", "not_in"):
+        if not isinstance(value, list):
+            raise InputError(f"--filter {column.name}: {word} takes a list")
+        return _OPERATORS[word](column, [read(one) for one in value])
+    if value is None and word not in ("eq", "ne"):
+        raise InputError(f"--filter {column.name}: null is neither more nor less than anything")
+    return _OPERATORS[word](column, value if word == "like" else read(value))
+
+
+def _equal(column: sa.Column[Any], value: Any) -> Condition:
+    return column.is_(None) if value is None else column == value
+
+
+def _one_of(column: sa.Column[Any], values: Sequence[Any]) -> Condition:
+    present = [value for value in values if value is not None]
+    found: Condition = column.in_(present)
+    return found | column.is_(None) if len(present) < len(values) else found
+
+
+def _not_equal(column: sa.Column[Any], value: Any) -> Condition:
+    return column.is_distinct_from(value)
+
+
+def _none_of(column: sa.Column[Any], values: Sequence[Any]) -> Condition:
+    return reduce(sa.and_, (_not_equal(column, value) for value in values), sa.true())
+
+
+_OPERATORS: Mapping[str, Callable[[sa.Column[Any], Any], Condition]] = {
+    "eq": _equal,
+    "ne": _not_equal,
+    "lt": lambda column, value: column < value,
+    "le": lambda column, value: column <= value,
+    "gt": lambda column, value: column > value,
+    "ge": lambda column, value: column >= value,
+    "in": _one_of,
+    "not_in": _none_of,
+    "like": lambda column, value: column.like(value),
+}

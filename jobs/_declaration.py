@@ -54,7 +54,7 @@ Outcome = Mapping[str, Any] | None
 
 BatchResults = Sequence[Outcome | Rejected]
 """What a batch form returns: for each order, in order, what it reports or why it is refused."""
-Batch = Callable[[AsyncSession, Sequence[tuple[Any, Claim]]], Awaitable[BatchResults]]
+BatchForm = Callable[[AsyncSession, Sequence[tuple[Any, Claim]]], Awaitable[BatchResults]]
 
 
 class Options(TypedDict, total=False):
@@ -91,14 +91,14 @@ class Job(Generic[P]):
     chunked: bool
     claimed: bool = False
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
-    batch: Batch | None = None
+    batch: BatchForm | None = None
     defaults: Defaults = field(default_factory=Defaults)
     schedules: tuple[Schedule, ...] = ()
 
 
 def job(
     *,
-    batch: Batch | None = None,
+    batch: BatchForm | None = None,
     schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[

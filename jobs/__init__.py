@@ -2,16 +2,8 @@
 
 from db.ledger.job import Claim
 from jobs._bell import Bell
-from jobs._declaration import (
-    BatchResults,
-    Job,
-    Jobs,
-    Outcome,
-    Payload,
-    chunked_job,
-    discover_jobs,
-    job,
-)
+from jobs._declaration import BatchResults, Job, Outcome, Payload, chunked_job, job
+from jobs._discovery import Jobs, discover_jobs
 from jobs._errors import (
     DeclarationError,
     IdempotencyConflict,

@@ -17,7 +17,8 @@ from db.ledger.job import Claim, Reason, Ring, State
 from db.registry import Registry
 from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import transaction
-from jobs._declaration import Job, Jobs, Outcome, Payload
+from jobs._declaration import Job, Outcome, Payload
+from jobs._discovery import Jobs
 from jobs._errors import Rejected, TryLater
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace

@@ -22,7 +22,7 @@ from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import transaction
 from jobs._bell import Bell, arq_id
-from jobs._declaration import Jobs, discover_jobs
+from jobs._discovery import Jobs, discover_jobs
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
 from worker.delivery import Delivery

@@ -11,7 +11,8 @@ from db.ledger import schedule as ledger
 from db.ledger.schedule import Outcome, Slot, Standing
 from db.retry import DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import look, transaction
-from jobs._declaration import Job, Jobs, Payload
+from jobs._declaration import Job, Payload
+from jobs._discovery import Jobs
 from jobs._errors import DeclarationError, JobError
 from jobs._firing import Plan, fire_due
 from jobs._nearest import did_you_mean

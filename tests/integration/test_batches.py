@@ -16,7 +16,7 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger import worker
 from db.ledger.take_back import from_worker
 from db.transaction import transaction
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import new_job_id
 from tests.inprocess import Bench
 from tests.proxy import Cut, proxied

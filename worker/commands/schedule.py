@@ -7,7 +7,7 @@ import typer
 
 from db.ledger.schedule import Slot
 from db.transaction import transaction
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._firing import Plan, fire_now
 from jobs._nearest import did_you_mean
 from jobs._producer import Enqueued, new_job_id

@@ -22,6 +22,8 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
 
+from db.live_rows import LiveSession
+
 RECYCLE_S = 3600
 PING_AFTER_S = 10.0
 _IDLE_SINCE = "bulwark.idle_since"
@@ -87,8 +89,11 @@ def create_engine(
 
 
 def make_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    """Sessions whose objects stay readable after the commit without another query."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+    """Sessions whose objects stay readable after the commit without another query.
+
+    They read no deleted rows unless asked: see `db.live_rows`.
+    """
+    return async_sessionmaker(engine, expire_on_commit=False, sync_session_class=LiveSession)
 
 
 @dataclass(frozen=True)

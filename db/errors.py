@@ -7,6 +7,7 @@ BulwarkError
 ├── Race
 ├── ClaimLost
 ├── NotAtHead
+├── BadKey
 └── ModelError
     └── UnknownModel
 """
@@ -47,6 +48,10 @@ class ClaimLost(BulwarkError):
 
 class NotAtHead(BulwarkError):
     """The database is not at the newest migration; run `bulwark migrate`."""
+
+
+class BadKey(BulwarkError):
+    """A key or a cursor does not fit the primary key of its model."""
 
 
 class ModelError(BulwarkError):

@@ -2,16 +2,8 @@
 
 from db.ledger.job import Claim
 from jobs._bell import Bell
-from jobs._declaration import (
-    BatchResults,
-    Job,
-    Jobs,
-    Outcome,
-    Payload,
-    chunked_job,
-    discover_jobs,
-    job,
-)
+from jobs._declaration import BatchResults, Job, Outcome, Payload, chunked_job, job
+from jobs._discovery import Jobs, discover_jobs
 from jobs._errors import (
     DeclarationError,
     IdempotencyConflict,
@@ -24,6 +16,7 @@ from jobs._errors import (
 )
 from jobs._producer import Enqueued, Producer
 from jobs._run import ChunkedRun, ChunkEffect
+from jobs._schedule import Schedule
 
 __all__ = [
     "BatchResults",
@@ -43,6 +36,7 @@ __all__ = [
     "PayloadTooLarge",
     "Producer",
     "Rejected",
+    "Schedule",
     "TryLater",
     "UnknownJob",
     "chunked_job",

@@ -15,7 +15,7 @@ from db.ledger.adoption import adopt
 from db.ledger.parked import Reason
 from db.retry import sqlstate
 from jobs._bell import VERSION, deserialize
-from jobs._declaration import Jobs
+from jobs._discovery import Jobs
 from jobs._errors import Unadoptable
 from jobs._producer import MAX_PAYLOAD_BYTES, new_job_id
 

@@ -10,23 +10,21 @@ In jobs/rename_team.py, for example:
     async def rename_team(session: AsyncSession, payload: RenameTeam) -> None: ...
 """
 
-import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from difflib import get_close_matches
-from types import ModuleType
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger.job import PRIORITY_LIMIT, Claim
-from jobs._errors import DeclarationError, Rejected, UnknownJob
+from jobs._errors import DeclarationError, Rejected
+from jobs._nearest import did_you_mean
 from jobs._run import ChunkedRun
+from jobs._schedule import Schedule
 
 DEFAULT_QUEUE = "default"
 MAX_ATTEMPTS = 1000
@@ -53,7 +51,7 @@ Outcome = Mapping[str, Any] | None
 
 BatchResults = Sequence[Outcome | Rejected]
 """What a batch form returns: for each order, in order, what it reports or why it is refused."""
-Batch = Callable[[AsyncSession, Sequence[tuple[Any, Claim]]], Awaitable[BatchResults]]
+BatchForm = Callable[[AsyncSession, Sequence[tuple[Any, Claim]]], Awaitable[BatchResults]]
 
 
 class Options(TypedDict, total=False):
@@ -90,12 +88,15 @@ class Job(Generic[P]):
     chunked: bool
     claimed: bool = False
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None
-    batch: Batch | None = None
+    batch: BatchForm | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    schedules: tuple[Schedule, ...] = ()
 
 
 def job(
-    batch: Batch | None = None,
+    *,
+    batch: BatchForm | None = None,
+    schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[
     [
@@ -108,7 +109,7 @@ def job(
 
     The function gets the open session, inside the fence; what it writes commits together with
     the job's end. It must not commit, and may run more than once. With a third parameter it gets
-    its claim, in whose name the audit is written.
+    its claim, in whose name the audit is written. `schedules` say when workers enqueue it.
 
     `batch` does the work of many jobs that wait, in one transaction: it gets each payload with its
     claim, and returns a result for each, of which a Rejected fails that job alone. Should it raise
@@ -116,7 +117,7 @@ def job(
     """
 
     def declare(run: Callable[..., Awaitable[Outcome]]) -> Job[P]:
-        declared: Job[P] = _declare(run, chunked=False, options=options)
+        declared: Job[P] = _declare(run, schedules, chunked=False, options=options)
         if batch is not None:
             _check_batch(batch, declared)
         return replace(declared, batch=batch)
@@ -126,6 +127,8 @@ def job(
 
 def chunked_job(
     closing: Callable[[ChunkedRun, P], Awaitable[None]] | None = None,
+    *,
+    schedules: Sequence[Schedule] = (),
     **options: Unpack[Options],
 ) -> Callable[[Callable[[ChunkedRun, P], Awaitable[Outcome]]], Job[P]]:
     """Declare a job of many chunks, each committed in a transaction of its own with its receipt.
@@ -133,14 +136,20 @@ def chunked_job(
     `closing` is called when the job has failed for good, to commit the verdicts of what it did not
     reach; its own errors change nothing about how the job ended.
     """
-    return lambda run: replace(_declare(run, chunked=True, options=options), closing=closing)
+    return lambda run: replace(
+        _declare(run, schedules, chunked=True, options=options), closing=closing
+    )
 
 
 def _declare(
-    run: Callable[..., Awaitable[Outcome]], *, chunked: bool, options: Options
+    run: Callable[..., Awaitable[Outcome]],
+    schedules: Sequence[Schedule],
+    *,
+    chunked: bool,
+    options: Options,
 ) -> Job[Any]:
     name = getattr(run, "__name__", repr(run))
-    known = [one.name for one in fields(Defaults)]
+    known = ["schedules", *(one.name for one in fields(Defaults))]
     for option in options:
         if option not in known:
             raise DeclarationError(
@@ -151,7 +160,25 @@ def _declare(
     if not inspect.iscoroutinefunction(run):
         raise DeclarationError(f"job {name}: it must be an `async def` function")
     hints = _parameters(run, name, most=2 if chunked else 3)
-    return Job(name, hints[1], run, chunked, claimed=len(hints) == 3, defaults=Defaults(**options))
+    return Job(
+        name,
+        hints[1],
+        run,
+        chunked,
+        claimed=len(hints) == 3,
+        defaults=Defaults(**options),
+        schedules=_scheduled(name, schedules, hints[1]),
+    )
+
+
+def _scheduled(
+    name: str, schedules: Sequence[Schedule], payload: type[Payload]
+) -> tuple[Schedule, ...]:
+    """The schedules with the payload that the job takes."""
+    try:
+        return tuple(one.with_payload_of(payload) for one in schedules)
+    except DeclarationError as error:
+        raise DeclarationError(f"job {name}: {error}") from None
 
 
 def _check_batch(batch: Callable[..., Any], declared: Job[Any]) -> None:
@@ -207,102 +234,3 @@ def _annotations(run: Callable[..., Any], name: str) -> list[Any]:
             "top of the module, outside `if TYPE_CHECKING`"
         ) from None
     return [hints.get(one) for one in inspect.signature(run).parameters]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: a near one, or all there are."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
-
-
-class Jobs:
-    """All declared jobs by kind."""
-
-    def __init__(self, declared: Iterable[Job[Any]]) -> None:
-        self._by_kind: dict[str, Job[Any]] = {}
-        for one in declared:
-            if one.kind in self._by_kind:
-                raise DeclarationError(
-                    f"two jobs are named {one.kind!r}: in {self._by_kind[one.kind].run.__module__} "
-                    f"and {one.run.__module__}; rename one"
-                )
-            self._by_kind[one.kind] = one
-        self._by_payload: dict[type[Payload], Job[Any]] = {}
-        for one in self._by_kind.values():
-            first = self._by_payload.setdefault(one.payload, one)
-            if first is not one:
-                raise DeclarationError(
-                    f"the jobs {first.kind!r} and {one.kind!r} both take a "
-                    f"{one.payload.__name__}; give each a payload class of its own"
-                )
-
-    def __getitem__(self, kind: str) -> Job[Any]:
-        try:
-            return self._by_kind[kind]
-        except KeyError:
-            raise UnknownJob(f"unknown job {kind!r}{did_you_mean(kind, self._by_kind)}") from None
-
-    def __contains__(self, kind: object) -> bool:
-        return kind in self._by_kind
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_kind)
-
-    def __len__(self) -> int:
-        return len(self._by_kind)
-
-    def of(self, payload: Payload) -> Job[Any]:
-        """The job that takes this payload. Raises UnknownJob."""
-        try:
-            return self._by_payload[type(payload)]
-        except KeyError:
-            raise UnknownJob(
-                f"no job takes a {type(payload).__name__}; is its module named in the settings?"
-            ) from None
-
-
-def discover_jobs(extra_modules: Sequence[str] = ()) -> Jobs:
-    """Import every public module of the package `jobs`, and those named, and collect their jobs.
-
-    Of a named package every public module is imported. Raises DeclarationError when a module
-    cannot be imported, declares no job, or one that is not named like it.
-    """
-    names = [*_below(importlib.import_module("jobs"))]
-    for extra in extra_modules:
-        module = _imported(extra)
-        names += _below(module) if hasattr(module, "__path__") else [extra]
-    return Jobs(_job_of(_imported(name)) for name in dict.fromkeys(names))
-
-
-def _below(package: ModuleType) -> list[str]:
-    """The public modules of a package; none may take the place of a name that it gives out."""
-    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
-    if hidden := sorted({*names} & {*getattr(package, "__all__", ())}):
-        raise DeclarationError(
-            f"module {package.__name__}.{hidden[0]} hides a name of the package; rename it"
-        )
-    return [f"{package.__name__}.{name}" for name in sorted(names) if not name.startswith("_")]
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DeclarationError(f"the job module {name!r} cannot be imported: {error}") from error
-
-
-def _job_of(module: ModuleType) -> Job[Any]:
-    declared = [
-        one
-        for one in vars(module).values()
-        if isinstance(one, Job) and one.run.__module__ == module.__name__
-    ]
-    name = module.__name__.rpartition(".")[2]
-    if [one.kind for one in declared] != [name]:
-        raise DeclarationError(
-            f"module {module.__name__} must declare exactly one job, a function named {name!r}"
-        )
-    return declared[0]

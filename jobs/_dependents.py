@@ -10,8 +10,8 @@ from db.columns import OnParentDeleted
 from db.dependents import Dependents
 from db.references import Reference, references_from, references_to
 from db.registry import Model, Registry
-from jobs._declaration import did_you_mean
 from jobs._errors import InputError
+from jobs._nearest import did_you_mean
 
 
 async def read_dependents(

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 
 from db.registry import Model
-from jobs._declaration import did_you_mean
 from jobs._errors import InputError
+from jobs._nearest import did_you_mean
 from jobs._problems import problems_of, said
 
 Condition = sa.ColumnElement[bool]

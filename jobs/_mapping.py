@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
-from jobs._declaration import did_you_mean
 from jobs._errors import InputError
+from jobs._nearest import did_you_mean
 from jobs._part import ABSENT, Values
 from jobs._problems import problem_with, said
 from jobs._template import as_text, filler, pieces_of

@@ -23,7 +23,8 @@ from db.ledger.job import Ring
 from db.transaction import transaction
 from jobs._after_commit import after_commit
 from jobs._bell import Bell
-from jobs._declaration import Jobs, Payload, complaint
+from jobs._declaration import Payload, complaint
+from jobs._discovery import Jobs
 from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge
 
 MAX_PAYLOAD_BYTES = 1024 * 1024

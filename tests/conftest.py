@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 
+from db.engine import make_sessions
 from jobs import discover_jobs
 from tests import unusual_models
 from tests.arq_side import plain_client
@@ -78,8 +79,8 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 def sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-    """Sessions on the test's database, whose objects stay readable after a commit."""
-    return async_sessionmaker(engine, expire_on_commit=False)
+    """Sessions on the test's database, like those of the program."""
+    return make_sessions(engine)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from db.ledger import audit, chunk, job, worker
 from db.ledger.verdict import RowVerdict, read_verdicts
 from db.registry import Registry, discover_models
 from db.transaction import transaction
-from jobs._declaration import Jobs, Payload, discover_jobs
+from jobs._declaration import Payload
+from jobs._discovery import Jobs, discover_jobs
 from jobs._input import InPlace
 from jobs._producer import Producer
 from jobs._sources.format import Shape

@@ -19,6 +19,8 @@ T = TypeVar("T")
 JobId = Annotated[
     str, Argument(metavar="ID", help="The job's id, or 8 or more of its first or last signs.")
 ]
+ModelName = Annotated[str, Argument(metavar="MODEL", help="A table or its class.")]
+Deleted = Annotated[bool, Option("--deleted", help="Deleted rows too.")]
 IdempotencyKey = Annotated[
     str | None,
     Option(
@@ -103,7 +105,7 @@ class JobOptions:
             priority=self.priority,
             attempts=self.attempts,
             timeout_s=self.timeout_s,
-            actor=self.actor or _login_name(),
+            actor=self.actor or login_name(),
             correlation_id=self.correlation_id,
         )
 
@@ -144,7 +146,8 @@ def instant(text: str | None) -> datetime | None:
         raise BadInput(f"--run-at {text!r} is no ISO time such as 2030-12-31T23:00:00Z.") from None
 
 
-def _login_name() -> str | None:
+def login_name() -> str | None:
+    """Who runs this process, if its user has a name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

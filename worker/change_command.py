@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from db.registry import Model, discover_models
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._input import InPlace
 from jobs._mapping import Request
 from jobs._producer import Enqueued

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from worker.main import require_head
 from worker.redis_pool import make_redis

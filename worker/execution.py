@@ -17,7 +17,8 @@ from db.ledger.job import Claim, Reason, Ring, State
 from db.registry import Registry
 from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
 from db.transaction import transaction
-from jobs._declaration import Job, Jobs, Outcome, Payload
+from jobs._declaration import Job, Outcome, Payload
+from jobs._discovery import Jobs
 from jobs._errors import Rejected, TryLater
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
@@ -184,11 +185,8 @@ class Executor:
 
     async def _run_together(self, declared: Job[Any], claims: Sequence[Claim]) -> None:
         """Run them in one transaction; should it fail, run each by itself, to find the guilty."""
-        if len(claims) > 1:
-            reason = await self._try_together(declared, claims)
-            if reason is None:
-                return
-            log.warning("batch.failed", kind=declared.kind, jobs=len(claims), reason=reason)
+        if len(claims) > 1 and await self._try_together(declared, claims):
+            return
         waiting = deque(claims)
         try:
             while waiting:
@@ -199,8 +197,9 @@ class Executor:
             await self._settling.give_back_many(waiting)
             raise
 
-    async def _try_together(self, declared: Job[Any], claims: Sequence[Claim]) -> str | None:
-        """Run them in one transaction and tell of it, or return why it has failed."""
+    async def _try_together(self, declared: Job[Any], claims: Sequence[Claim]) -> bool:
+        """Run them in one transaction; tell whether that has succeeded."""
+        failed = log.bind(kind=declared.kind, jobs=len(claims))
         limit_s = max(held.timeout_s for held in claims)
         for held in claims:
             self.liveness.limit(held.claim_id, limit_s)
@@ -213,14 +212,17 @@ class Executor:
             if _is_told_to_stop():
                 await self._settling.give_back_many(claims)
                 raise
-            return "it was cancelled from within"
+            failed.warning("batch.failed", reason="it was cancelled from within")
+            return False
         except Exception as error:
-            return describe(error)
+            ours = not isinstance(error, (*DATABASE_ERRORS, Rejected, TryLater))
+            failed.warning("batch.failed", reason=describe(error), exc_info=ours)
+            return False
         finally:
             for held in claims:
                 self.liveness.unlimit(held.claim_id)
         tell_done(done)
-        return None
+        return True
 
     async def _run(self, held: Claim) -> None:
         log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)

@@ -14,6 +14,7 @@ from db.ledger.verdict import RowVerdict
 from db.registry import Model
 from worker.display import grid, make_console, moment, number, say, state_text, to_json
 from worker.health import Health
+from worker.schedule_report import ScheduleReport
 
 REJECTS_SHOWN = 50
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]  # no types there in SQLAlchemy
@@ -110,6 +111,33 @@ def show_parked(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     ]
     names = ("number", "parked (UTC)", "queue", "arq id", "function", "reason", "bytes")
     make_console().print(grid(names, rows, right=("number", "bytes")))
+
+
+def show_schedules(found: Sequence[ScheduleReport], *, as_json: bool) -> None:
+    if as_json:
+        _lines(one.as_json() for one in found)
+        return
+    if not found:
+        say("No job declares a schedule.")
+        return
+    rows = [
+        (
+            one.name,
+            one.kind,
+            one.cron,
+            one.timezone,
+            "on" if one.on else f"off: {one.off_because}",
+            moment(one.next_at),
+            moment(one.last_at),
+            number(one.lag_s),
+            one.outcome or "",
+            "" if one.job_id is None else short(one.job_id),
+            state_text(one.state or "", one.reason),
+        )
+        for one in found
+    ]
+    names = ("schedule", "work", "cron", "time zone", "", "next (UTC)", "last (UTC)", "lag s")
+    make_console().print(grid((*names, "outcome", "job", "state"), rows, right=("lag s",)))
 
 
 def keys_text(keys: Mapping[str, Any]) -> str:

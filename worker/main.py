@@ -22,7 +22,8 @@ from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import transaction
 from jobs._bell import Bell, arq_id
-from jobs._declaration import Jobs, discover_jobs
+from jobs._discovery import Jobs, discover_jobs
+from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
 from worker.delivery import Delivery
 from worker.ear import Ear, Message
@@ -33,6 +34,7 @@ from worker.logs import configure_logs
 from worker.redis_pool import Doorkeeper, make_redis, require_lasting
 from worker.relay import Relay
 from worker.rescue import Rescue
+from worker.schedule import Scheduler, plan_schedules
 from worker.settings import Settings, load_settings
 from worker.shutdown import Lines, Shutdown, cancel_until_done, ended_beside
 
@@ -117,6 +119,7 @@ class Process:
     def __post_init__(self) -> None:
         """Make what talks to Redis; nothing is opened yet."""
         settings = self.settings
+        self._plans = plan_schedules(self.jobs, settings)
         url = settings.require_servers().redis_url
         self._redis = make_redis(url, settings.redis_timeout_s)
         waiting = make_redis(url, settings.redis_timeout_s + settings.poll_interval_s)
@@ -218,9 +221,12 @@ class Process:
             executor.unclaimed,
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
+        producer = Producer(sessions, self.jobs, Bell(self._redis))
+        scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
             asyncio.create_task(self._relay.run_forever(), name="relay"),
             asyncio.create_task(rescue.run_forever(), name="rescue"),
+            asyncio.create_task(scheduler.run_forever(), name="schedule"),
         ]
         assert self._shutdown is not None
         self._shutdown.spare(executor)

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.ledger import parked
 from db.transaction import transaction
 from jobs._adoption import adopt_message
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._errors import Unadoptable
 from jobs._producer import Enqueued
 from worker.connection import open_ledger

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -66,6 +66,17 @@ def _items(value: object) -> object:
         except ValueError as error:
             raise ValueError(f"the JSON list is broken: {error}") from None
     return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _objects(value: object) -> object:
+    """What is written as one JSON object with an object under each name."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"the JSON is broken: {error}") from None
+    if not (isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())):
+        raise ValueError('it should be JSON such as {"name": {"cron": "0 3 * * *"}}')
+    return found
 
 
 def _lowered(value: object) -> object:
@@ -208,6 +219,9 @@ class Settings(BaseSettings):
     )
     idempotency_retention_days: int = Field(
         7, ge=1, le=3650, description="How long an idempotency key is remembered."
+    )
+    schedules: Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_objects)] = Field(
+        {}, description="What is otherwise about schedules than their jobs declare."
     )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lowered)

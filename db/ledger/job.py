@@ -310,7 +310,7 @@ async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None
         raise ClaimLost
 
 
-async def _limit(session: AsyncSession, limits: Limits) -> None:
+async def limit(session: AsyncSession, limits: Limits) -> None:
     """Bound a transaction of the ledger's own, so that it holds no row for long."""
     await session.execute(_LIMIT, limits.parameters)
 
@@ -374,7 +374,7 @@ async def requeue(
 
 async def _leave_running(session: AsyncSession, held: Claim, **values: Any) -> None:
     """Change the job's row, and forget how far the job was said to be."""
-    await _limit(session, BRIEF)
+    await limit(session, BRIEF)
     forgotten = sa.delete(_progress).where(_progress.c.job_id == held.job_id).cte("forgotten")
     changed = await session.execute(
         sa.update(job)

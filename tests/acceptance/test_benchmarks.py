@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["--rows", "2000", "--pairs", "1", "--samples", "3", "--idle-s", "0.5"]
+SMALL = ["--rows", "2000", "--pairs", "1", "--samples", "3", "--idle-s", "0.5", "--transfers", "40"]
+MEASURES = ["insert", "upsert", "pickup", "idle", "transfers"]
 
 
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
@@ -21,14 +22,14 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """What a run of the measures prints and writes; whether targets are met is left open."""
     out = tmp_path_factory.mktemp("bench") / "new" / "latest.json"
-    done = bench("insert", "upsert", "pickup", "idle", *SMALL, "--out", str(out))
+    done = bench(*MEASURES, *SMALL, "--out", str(out))
     assert done.returncode in {0, 1}, done.stderr
     assert done.stderr == ""
     return done.stdout, json.loads(out.read_text())
 
 
 def test_it_says_first_how_long_it_takes(ran: tuple[str, dict[str, Any]]) -> None:
-    assert ran[0].startswith("Measuring insert, upsert, pickup, idle: about ")
+    assert ran[0].startswith(f"Measuring {', '.join(MEASURES)}: about ")
 
 
 def test_every_figure_stands_with_its_reference_and_target(
@@ -43,6 +44,7 @@ def test_every_figure_stands_with_its_reference_and_target(
         ("pickup", "p50"),
         ("pickup", "p99"),
         ("idle", "CPU"),
+        ("transfers", "speed"),
     ]
     for name, one in figures:
         assert set(one) == {"name", "unit", "ours", "reference", "ratio", "target", "met"}
@@ -77,3 +79,10 @@ def test_a_measure_that_there_is_not_is_refused() -> None:
 
     assert refused.returncode == 2
     assert "inserts" in refused.stderr
+
+
+def test_transfers_are_drained_by_both_sides(ran: tuple[str, dict[str, Any]]) -> None:
+    [pair] = ran[1]["measures"]["transfers"]["runs"]
+
+    assert pair["ours"]["transfers"] == pair["reference"]["transfers"] == 40
+    assert pair["reference"]["max_jobs"] in {10, 50}

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows

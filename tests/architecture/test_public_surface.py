@@ -19,6 +19,7 @@ NAMES = {
     "Claim",
     "job",
     "chunked_job",
+    "Schedule",
     "ChunkedRun",
     "ChunkEffect",
     "Rejected",

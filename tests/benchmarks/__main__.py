@@ -11,7 +11,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.text import Text
 
-from tests.benchmarks import idle, insert, pickup, profile, update, upsert
+from tests.benchmarks import idle, insert, pickup, profile, transfers, update, upsert
 from tests.benchmarks.measure import BenchmarkFailed, Measure, Options
 from tests.benchmarks.results import Outcome, circumstances, table, write_json
 from tests.benchmarks.site import PsqlFailed, Site, open_site
@@ -25,6 +25,7 @@ MEASURES = MappingProxyType(
         "update": cast(Measure, update),
         "pickup": cast(Measure, pickup),
         "idle": cast(Measure, idle),
+        "transfers": cast(Measure, transfers),
     }
 )
 LATEST = Path(".bench/latest.json")
@@ -38,7 +39,7 @@ PROFILED = {
 def main() -> int:
     """Measure what was asked for. Returns 1 when a target was not met or a measure failed."""
     asked = _arguments()
-    options = Options(asked.rows, asked.pairs, asked.samples, asked.idle_s)
+    options = Options(asked.rows, asked.pairs, asked.samples, asked.idle_s, asked.transfers)
     with stopping_like_ctrl_c():
         if asked.profile:
             return asyncio.run(_profile(asked.measures or ["insert"], options))
@@ -53,6 +54,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=_positive, default=default.pairs, help="runs of each side")
     parser.add_argument("--samples", type=_positive, default=default.samples, help="of pickup")
     parser.add_argument("--idle-s", type=float, default=default.idle_s, help="seconds of idle")
+    parser.add_argument(
+        "--transfers", type=_positive, default=default.transfers, help="jobs of transfers"
+    )
     parser.add_argument("--out", type=Path, default=LATEST, help="where the JSON goes")
     parser.add_argument(
         "--profile",

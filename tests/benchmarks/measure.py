@@ -15,12 +15,13 @@ class BenchmarkFailed(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured; `samples` and `idle_s` are for pickup and idle."""
+    """How much is measured; `samples`, `idle_s` and `transfers` are for pickup, idle, transfers."""
 
     rows: int = 500_000
     pairs: int = 5
     samples: int = 500
     idle_s: float = 60.0
+    transfers: int = 4000
 
 
 @dataclass(frozen=True)

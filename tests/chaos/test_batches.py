@@ -10,7 +10,7 @@ import redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs._bell import queue_key
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage

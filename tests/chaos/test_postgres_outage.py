@@ -13,6 +13,7 @@ PARTS = {
     "relay.failed": "relay.back",
     "rescue.failed": "rescue.back",
     "beat.missed": "beat.back",
+    "schedule.failed": "schedule.back",
 }
 
 
@@ -42,6 +43,7 @@ async def test_each_part_of_a_worker_says_once_that_postgresql_is_away_and_once_
                 redis_url,
                 beat_interval_s="0.1",
                 relay_interval_s="0.1",
+                job_modules="tests.sample_jobs.keep_watch",
                 log_format="json",
             )
         )
@@ -51,5 +53,5 @@ async def test_each_part_of_a_worker_says_once_that_postgresql_is_away_and_once_
         await asyncio.to_thread(postgres.start)
         await until_said(worker, *PARTS.values())
         told = events(worker)
-        assert [told.count(one) for one in (*PARTS, *PARTS.values())] == [1] * 6
+        assert [told.count(one) for one in (*PARTS, *PARTS.values())] == [1] * 8
         assert await asyncio.to_thread(worker.terminate) == 0

@@ -14,7 +14,8 @@ import pytest
 import redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from jobs._declaration import Payload, discover_jobs
+from jobs._declaration import Payload
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes

@@ -40,7 +40,7 @@ HEROES = (
 MAPPED = ("--map", "team=team.name")
 
 PAGE = (Path(__file__).parents[2] / "docs/cli.md").read_text()
-NAMES = re.findall(r"^## bulwark ([a-z-]+)$", PAGE, re.MULTILINE)
+NAMES = re.findall(r"^## bulwark ([a-z -]+)$", PAGE, re.MULTILINE)
 
 pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 
@@ -786,7 +786,9 @@ def test_ctrl_c_while_following_leaves_the_job_alone(
 def test_the_page_of_commands_has_all_of_them() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
 
-    assert sorted(re.findall(r"^│ ([a-z][a-z-]*) ", shown, re.MULTILINE)) == sorted(NAMES)
+    assert sorted(re.findall(r"^│ ([a-z][a-z-]*) ", shown, re.MULTILINE)) == sorted(
+        name for name in NAMES if " " not in name
+    )
 
 
 def test_a_command_that_is_not_there_names_a_near_one(in_tmp_path: Path) -> None:
@@ -804,7 +806,7 @@ def options_on_the_page(title: str) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_commands_has_exactly_the_options_of_each(name: str) -> None:
     section = PAGE.split(f"\n## bulwark {name}\n")[1].split("\n## ")[0]
-    shown = CliRunner().invoke(app, [name, "--help"]).stdout
+    shown = CliRunner().invoke(app, [*name.split(), "--help"]).stdout
 
     written = options_on_the_page(f"bulwark {name}")
     if "(#options-of-jobs)" in section:

@@ -17,8 +17,9 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger import worker
 from db.ledger.take_back import from_worker
 from db.transaction import transaction
-from jobs._declaration import Job, Jobs, Outcome, Payload, chunked_job, discover_jobs
+from jobs._declaration import Job, Outcome, Payload, chunked_job
 from jobs._declaration import job as single_job
+from jobs._discovery import Jobs, discover_jobs
 from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
 from tests.inprocess import Bench

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell, job_id_of, queue_key
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut

@@ -16,7 +16,7 @@ from db.engine import make_sessions
 from db.ledger import job, worker
 from db.ledger.job import Claim
 from db.transaction import transaction
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.proxy import proxied
 from tests.sample_jobs.act_out import ActOut

@@ -312,7 +312,7 @@ def _limits(field: FieldInfo) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == ():
+    if value in (None, (), {}):
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

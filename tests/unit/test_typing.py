@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from jobs import (
-    BatchResults, ChunkedRun, Claim, Outcome, Payload, Producer, chunked_job, discover_jobs, job,
+    BatchResults, ChunkedRun, Claim, Outcome, Payload, Producer, Schedule, chunked_job,
+    discover_jobs, job,
 )
 from jobs.insert_rows import InsertRows
 
@@ -61,6 +62,13 @@ async def swap_teams(session: AsyncSession, payload: RenameTeam, held: Claim) ->
 @chunked_job(timeout_s=10)
 async def move_teams(run: ChunkedRun, payload: RenameTeam) -> dict[str, int]:
     return {"attempt": run.claim.attempt}
+
+@job(schedules=[
+    Schedule(name="a", cron="0 3 * * *"),
+    Schedule(name="b", cron="0 3 * * *", missed="all", most=3, overlap="queue",
+             timezone="Europe/Berlin", payload={"team_id": 1}, off_until="redis_url"),
+], timeout_s=3)
+async def sort_teams(session: AsyncSession, payload: RenameTeam) -> None: ...
 
 taken: type[RenameTeam] = rename_team.payload
 """,
@@ -133,6 +141,14 @@ WRONG = {
 WRONG_OPTIONS = {
     "a misspelt option": ("timout_s=10", "call-arg"),
     "a number as text": ('timeout_s="10"', "arg-type"),
+    "a misspelt option of a schedule": (
+        'schedules=[Schedule(name="a", cron="0 3 * * *", zone="UTC")]',
+        "call-arg",
+    ),
+    "a policy that there is not": (
+        'schedules=[Schedule(name="a", cron="0 3 * * *", missed="twice")]',
+        "arg-type",
+    ),
     "a batch form that is none": ("batch=discover_jobs", "arg-type"),
 }
 

@@ -7,7 +7,7 @@ import typer
 from pydantic import ValidationError
 from typer import Argument
 
-from jobs._declaration import discover_jobs
+from jobs._discovery import discover_jobs
 from worker.accepted import enqueue_job
 from worker.arguments import JobOptions, as_parameters
 from worker.command_group import quiet_settings

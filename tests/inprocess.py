@@ -16,6 +16,7 @@ from db.ledger.verdict import RowVerdict, read_verdicts
 from db.registry import Registry, discover_models
 from db.transaction import transaction
 from jobs._declaration import Jobs, Payload, discover_jobs
+from jobs._housekeeping import Housekeeping
 from jobs._input import InPlace
 from jobs._producer import Producer
 from jobs._sources.format import Shape
@@ -57,6 +58,7 @@ class Bench:
         self.worker_id = uuid4()
         self.producer = Producer(sessions, self.jobs)
         self.import_folders: list[ImportPlace] = []
+        self.housekeeping = Housekeeping()
         self._url = url
 
     async def register(self) -> Executor:
@@ -80,6 +82,7 @@ class Bench:
             self.models,
             self.import_folders,
             liveness,
+            self.housekeeping,
         )
 
     async def run(self, payload: Payload) -> UUID:

@@ -171,6 +171,7 @@ class Process:
             discover_models(self.settings.model_modules),
             self.settings.import_folders,
             self._liveness,
+            self.settings.housekeeping,
         )
         self._delivery = Delivery(self._executor, self._ear)
         self._look_after(sessions, self._executor)

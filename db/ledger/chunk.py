@@ -171,3 +171,15 @@ async def tally(session: AsyncSession, job_id: UUID) -> Tally:
     """Add up what the job has committed so far."""
     row = (await session.execute(_TALLY, {"job_id": job_id})).one()
     return Tally(**row._mapping)
+
+
+async def read_details(
+    session: AsyncSession, job_id: UUID, key: str
+) -> list[tuple[Mapping[str, int], Mapping[str, Any]]]:
+    """Counts and detail of the receipts whose detail has this key, in order."""
+    rows = await session.execute(
+        sa.select(chunk.c.counts, chunk.c.detail)
+        .where(chunk.c.job_id == job_id, chunk.c.detail.has_key(key))
+        .order_by(chunk.c.chunk_no)
+    )
+    return [(counts, detail) for counts, detail in rows]

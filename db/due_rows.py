@@ -1,6 +1,6 @@
 """Rows that are due for removal, what refers to them, and which tables have to come first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -123,6 +123,30 @@ _REFERRERS = sa.text(
      ORDER BY con.conrelid::regclass::text, con.conname
     """
 )
+
+
+_CUTOFF = sa.text(
+    "SELECT CAST((now() - make_interval(days => :days)) AT TIME ZONE 'UTC' AS text) || '+00'"
+)
+
+
+async def read_cutoffs(session: AsyncSession, days: Mapping[str, int]) -> dict[str, str]:
+    """By name, the instant so many days ago by PostgreSQL's clock, as text."""
+    return {
+        name: (await session.execute(_CUTOFF, {"days": kept})).scalar_one()
+        for name, kept in days.items()
+    }
+
+
+_BYTES_A_ROW = sa.text(
+    "SELECT pg_table_size(:oid) / greatest(reltuples, 1) FROM pg_class WHERE oid = :oid"
+).bindparams(sa.bindparam("oid", type_=sa.BigInteger))
+
+
+async def bytes_a_row(session: AsyncSession, due: DueRows) -> float:
+    """What a row of the table takes on the disk, one or more."""
+    size: float = (await session.execute(_BYTES_A_ROW, {"oid": due.oid})).scalar_one()
+    return max(size, 1.0)
 
 
 def in_groups(due: Sequence[DueRows]) -> list[list[DueRows]]:

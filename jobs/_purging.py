@@ -3,13 +3,11 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.due_rows import DueRows, goes_round
+from db.due_rows import DueRows, bytes_a_row, goes_round, read_cutoffs
 from db.ledger import chunk
 from db.ledger.audit import Entry
 from db.ledger.chunk import OPENING, Receipt, Span
@@ -165,7 +163,8 @@ class Purging:
         if self.archive is None:
             return rows
         if due.oid not in self._most_rows:
-            self._most_rows[due.oid] = await self.run.read(lambda s: _archived_rows(s, due.oid))
+            size = await self.run.read(lambda session: bytes_a_row(session, due))
+            self._most_rows[due.oid] = max(1, int(_ARCHIVED_BYTES / size))
         return min(rows, self._most_rows[due.oid])
 
 
@@ -191,40 +190,14 @@ def _verdict(due: DueRows, row_no: int, chunk_no: int, kept: Kept) -> RowVerdict
     return RowVerdict(row_no, chunk_no, None, Verdict.KEPT, code, None, message, None)
 
 
-_BYTES_A_ROW = sa.text(
-    "SELECT pg_table_size(:oid) / greatest(reltuples, 1) FROM pg_class WHERE oid = :oid"
-).bindparams(sa.bindparam("oid", type_=sa.BigInteger))
-
-
-async def _archived_rows(session: AsyncSession, oid: int) -> int:
-    """How many rows of a table may be in memory at once, by what they take on the disk."""
-    size: float = (await session.execute(_BYTES_A_ROW, {"oid": oid})).scalar_one()
-    return max(1, int(_ARCHIVED_BYTES / max(size, 1.0)))
-
-
 async def open_purge(run: ChunkedRun, retention: Mapping[str, int]) -> dict[str, Any]:
     """Fix, at the first run, what is due: the cutoff of each table, and when the purge began."""
     span = Span(1, 0, 0, 0, 1, 1)
 
     async def work(session: AsyncSession) -> ChunkEffect:
-        began = await session.scalar(sa.select(sa.func.now()))
-        cutoffs = await read_cutoffs(session, retention)
-        assert isinstance(began, datetime)
-        detail = {"cutoffs": cutoffs, "began": began.isoformat()}
+        began = await read_cutoffs(session, {"began": 0})
+        detail = {"cutoffs": await read_cutoffs(session, retention), **began}
         return ChunkEffect(Receipt(OPENING, span, detail=detail))
 
     opening = await run.commit_chunk(OPENING, span, work)
     return dict(opening.detail or {})
-
-
-_CUTOFF = sa.text(
-    "SELECT CAST((now() - make_interval(days => :days)) AT TIME ZONE 'UTC' AS text) || '+00'"
-)
-
-
-async def read_cutoffs(session: AsyncSession, retention: Mapping[str, int]) -> dict[str, str]:
-    """By table, before when a row must have been deleted; by PostgreSQL's clock."""
-    return {
-        table: (await session.execute(_CUTOFF, {"days": days})).scalar_one()
-        for table, days in retention.items()
-    }

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import read_facts
-from db.due_rows import DueRows, in_groups, soft_deleted
+from db.due_rows import DueRows, in_groups, read_cutoffs, soft_deleted
 from db.errors import UnknownModel
 from db.ledger import chunk
 from db.ledger.chunk import OPENING
@@ -21,7 +21,7 @@ from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._errors import Rejected
 from jobs._pace import Pace
 from jobs._pauses import Pauses
-from jobs._purging import Purging, open_purge, read_cutoffs, steps
+from jobs._purging import Purging, open_purge, steps
 from jobs._retention import retentions
 from jobs._run import ChunkedRun
 from jobs._window import Until

@@ -101,7 +101,7 @@ class JobOptions:
             priority=self.priority,
             attempts=self.attempts,
             timeout_s=self.timeout_s,
-            actor=self.actor or _login_name(),
+            actor=self.actor or login_name(),
             correlation_id=self.correlation_id,
         )
 
@@ -142,7 +142,7 @@ def instant(text: str | None) -> datetime | None:
         raise BadInput(f"--run-at {text!r} is no ISO time such as 2030-12-31T23:00:00Z.") from None
 
 
-def _login_name() -> str | None:
+def login_name() -> str | None:
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -81,7 +81,7 @@ def _days(value: object) -> object:
             raise ValueError(f"the JSON object is broken: {error}") from None
     pairs = [item.partition("=") for item in value.split(",") if item.strip()]
     for name, equals, days in pairs:
-        if not equals or not days.strip().isdecimal():
+        if not name.strip() or not equals or not days.strip().isdecimal():
             text = f"{name}{equals}{days}".strip()
             raise ValueError(f"{text!r} is no name and days, such as hero=30")
     names = [name.strip() for name, _, _ in pairs]

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
@@ -18,6 +19,7 @@ from jobs._errors import InputError
 from jobs._sources.place import ImportPlace
 
 MANIFEST: Final = "manifest.json"
+_STRANGE: Final = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Archive:
     async def store(self, number: int, facts: TableFacts, texts: Texts, rows: int) -> Piece:
         """Write the rows of a batch, for good, before the batch is committed."""
         claimed = self.claim.claim_id.hex[:8]
-        name = f"{facts.table_name}-{number:06}-{claimed}{SUFFIXES[self.form]}"
+        table = _STRANGE.sub("_", facts.table_name)
+        name = f"{table}-{number:06}-{claimed}{SUFFIXES[self.form]}"
 
         def write() -> str:
             data = encode(texts, facts, self.form)

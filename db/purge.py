@@ -19,8 +19,6 @@ from db.ledger.audit import Keys
 from db.retry import sqlstate
 
 _FOREIGN_KEY_VIOLATION = "23503"
-_NO_KEPT_PLAN = "SELECT set_config('plan_cache_mode', 'force_custom_plan', true)"
-"""A plan for any place in the order and any number of rows is one for none of them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ async def remove_batch(
     Raises Race when a row was referred to in the meantime.
     """
     await use_exact_text(session)
-    await _run(session, _NO_KEPT_PLAN)
     given: list[Any] = [due.cutoff, rows, *(behind or ())]
     free = ""
     if any(one.acts for one in due.referrers):

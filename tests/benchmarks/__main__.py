@@ -11,7 +11,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.text import Text
 
-from tests.benchmarks import idle, insert, pickup, profile, upsert
+from tests.benchmarks import idle, insert, pickup, profile, purge, upsert
 from tests.benchmarks.measure import BenchmarkFailed, Measure, Options
 from tests.benchmarks.results import Outcome, circumstances, table, write_json
 from tests.benchmarks.site import PsqlFailed, Site, open_site
@@ -22,6 +22,7 @@ MEASURES = MappingProxyType(
     {
         "insert": cast(Measure, insert),
         "upsert": cast(Measure, upsert),
+        "purge": cast(Measure, purge),
         "pickup": cast(Measure, pickup),
         "idle": cast(Measure, idle),
     }
@@ -44,7 +45,9 @@ def _arguments() -> argparse.Namespace:
     default = Options()
     parser = argparse.ArgumentParser("make bench", description=__doc__)
     parser.add_argument("measures", nargs="*", choices=[[], *MEASURES], help="otherwise all")
-    parser.add_argument("--rows", type=_positive, default=default.rows, help="of insert and upsert")
+    parser.add_argument(
+        "--rows", type=_positive, default=default.rows, help="of insert, upsert and purge"
+    )
     parser.add_argument("--pairs", type=_positive, default=default.pairs, help="runs of each side")
     parser.add_argument("--samples", type=_positive, default=default.samples, help="of pickup")
     parser.add_argument("--idle-s", type=float, default=default.idle_s, help="seconds of idle")

@@ -43,7 +43,8 @@ _STRAIN = sa.text(
                AND (NOT granted OR locktype = 'tuple')) AS waiting,
            EXISTS (SELECT FROM pg_stat_progress_vacuum
                     WHERE datname = current_database()
-                      AND (relid = :oid OR relid IN (SELECT relid FROM pg_partition_tree(:oid))))
+                      AND (relid = :oid
+                           OR relid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = :oid)))
                AS vacuuming
     """
 ).bindparams(sa.bindparam("oid", type_=sa.BigInteger))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from jobs._housekeeping import Housekeeping
 from jobs.purge_deleted_rows import PurgeDeletedRows
 from jobs.restore_archive import RestoreArchive
 from tests.inprocess import Bench
+from tests.object_store import object_store
 
 OLD = timedelta(days=31)
 FORMS = ["ndjson", "parquet"]
@@ -185,6 +187,35 @@ async def test_a_place_that_cannot_be_written_puts_the_purge_off_and_removes_not
     assert "cannot be written" in str(row.error)
     assert await connection.fetchval("SELECT count(*) FROM membership") == 7
     assert (await bench.tally(job_id)).counts == {}
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_an_archive_may_be_in_a_store_of_objects(
+    bench: Bench, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    bench.housekeeping = Housekeeping(
+        {"hero": 30, "membership": 30, "team": 30}, {}, ["s3://bucket/old"]
+    )
+    await a_family(connection)
+    before = await content(connection, "hero", "membership")
+    with object_store() as store:
+        for name, value in store.environment().items():
+            monkeypatch.setenv(name, value)
+        job_id, outcome = await run(
+            bench, PurgeDeletedRows(archive="s3://bucket/old", archive_format=form)
+        )
+        assert outcome["archive"] == f"s3://bucket/old/{job_id}/manifest.json"
+        assert f"/bucket/old/{job_id}/manifest.json" in store.objects
+        assert len(store.objects) == 4
+        _, restored = await run(bench, RestoreArchive(archive=outcome["archive"]))
+
+        assert restored["verdicts"] == {"inserted": 15}
+        assert await content(connection, "hero", "membership") == before
+
+        store.refuses = HTTPStatus.FORBIDDEN
+        put_off = await bench.job(await bench.run(PurgeDeletedRows(archive="s3://bucket/old")))
+        assert (put_off.state, put_off.reason) == ("queued", "deferred")
+    assert await content(connection, "hero", "membership") == before
 
 
 # Values of every type

@@ -221,3 +221,32 @@ async def test_it_stops_at_the_end_of_its_window_until_the_time_at_which_it_bega
 
 def a_time(*, minutes: int) -> str:
     return f"{datetime.now(UTC) + timedelta(minutes=minutes):%H:%M}"
+
+
+async def test_a_purge_that_is_stopped_while_it_judges_tells_of_each_row_once(
+    bench: Bench, connection: asyncpg.Connection, sessions: Sessions, heroes: list[int]
+) -> None:
+    """It is stopped after each batch of the last pass, with batches that come out even."""
+    await connection.execute(
+        "INSERT INTO team (name) VALUES ('Red');"
+        "INSERT INTO membership (hero_id, team_id, role)"
+        " SELECT hero.id, team.id, 'x' FROM hero, team;"
+        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO bulwark.halt (kind, reason) VALUES ('purge_deleted_rows', 'look')"
+        " ON CONFLICT DO NOTHING; RETURN NULL; END $$;"
+        "CREATE TRIGGER stop AFTER UPDATE ON bulwark.chunk FOR EACH ROW"
+        " WHEN (NEW.detail ->> 'judges' = 'true') EXECUTE FUNCTION stop()"
+    )
+    job_id = await bench.run(request(batch_rows=5, target_s=1e-9))
+    stops = 0
+    while (await bench.job(job_id)).state == "queued":
+        stops += 1
+        await transaction(sessions, lambda s: halt.lift(s, KIND), name="test.lift")
+        await bench.deliver(job_id)
+
+    assert stops >= 4
+    assert (await bench.job(job_id)).state == "succeeded"
+    assert await bench.counts(job_id) == {"kept": 20}
+    told = [int(one.message.split()[1]) for one in await bench.verdicts(job_id)]
+    assert told == heroes
+    assert [one.row_no for one in await bench.verdicts(job_id)] == list(range(1, 21))

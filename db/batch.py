@@ -115,6 +115,13 @@ def make_batch(
     return Batch(records, order, list(map("\t".join, zip(*texts, strict=True))), None, keys)
 
 
+def batch_of_texts(columns: Sequence[Sequence[str | None]]) -> Batch:
+    """Rows whose values are text that PostgreSQL wrote, so that it reads the very same values."""
+    records = list(zip(*columns, strict=True))
+    texts = [_escaped(column, gaps=True) for column in columns]
+    return Batch(records, range(len(records)), None, texts)
+
+
 def _sorted(keys: list[Any]) -> list[int]:
     """Positions by key, or by how it is written where keys cannot be compared."""
     try:

@@ -164,9 +164,13 @@ def unique_among_live(*columns: str) -> sa.Index:
     return sa.Index(None, *columns, unique=True, postgresql_where=sa.text("deleted_at IS NULL"))
 
 
-def deleted_first() -> sa.Index:
-    """For `__table_args__`: finds deleted rows by age, and costs live rows nothing."""
-    return sa.Index(None, "deleted_at", postgresql_where=sa.text("deleted_at IS NOT NULL"))
+def deleted_first(*key: str) -> sa.Index:
+    """For `__table_args__`: finds deleted rows by age, and costs live rows nothing.
+
+    With the primary key a purge finds the next row at once, however many were deleted together.
+    """
+    where = sa.text("deleted_at IS NOT NULL")
+    return sa.Index(None, "deleted_at", *key, postgresql_where=where)
 
 
 def changed_by(column: sa.Column[Any]) -> str | None:

@@ -15,6 +15,7 @@ from db.ledger.job import Claim, Limits
 from db.ledger.verdict import RowVerdict
 from db.registry import Registry
 from db.transaction import transaction
+from jobs._housekeeping import Housekeeping
 from jobs._sources.place import ImportPlace
 from jobs._turn import Turn
 
@@ -42,6 +43,7 @@ class ChunkedRun:
     sessions: async_sessionmaker[AsyncSession]
     models: Registry
     import_folders: Sequence[ImportPlace]
+    housekeeping: Housekeeping = field(default_factory=Housekeeping)
 
     async def read(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Run statements that change nothing, in a transaction of their own."""
@@ -115,6 +117,24 @@ class ChunkedRun:
             self.sessions,
             lambda session: progress.tell(session, self.claim, rows, read_bytes),
             name="job.progress",
+            receipted=True,
+        )
+
+    async def tell_pause(self, reason: str) -> None:
+        """Let others see what the job waits for."""
+        await transaction(
+            self.sessions,
+            lambda session: progress.tell_pause(session, self.claim, reason),
+            name="job.pause",
+            receipted=True,
+        )
+
+    async def forget_pause(self) -> None:
+        """Take back that the job waits."""
+        await transaction(
+            self.sessions,
+            lambda session: progress.forget(session, self.claim),
+            name="job.pause",
             receipted=True,
         )
 

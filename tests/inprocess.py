@@ -17,6 +17,7 @@ from db.registry import Registry, discover_models
 from db.transaction import transaction
 from jobs._declaration import Payload
 from jobs._discovery import Jobs, discover_jobs
+from jobs._housekeeping import Housekeeping
 from jobs._input import InPlace
 from jobs._producer import Producer
 from jobs._sources.format import Shape
@@ -58,6 +59,7 @@ class Bench:
         self.worker_id = uuid4()
         self.producer = Producer(sessions, self.jobs)
         self.import_folders: list[ImportPlace] = []
+        self.housekeeping = Housekeeping()
         self._url = url
 
     async def register(self) -> Executor:
@@ -81,6 +83,7 @@ class Bench:
             self.models,
             self.import_folders,
             liveness,
+            self.housekeeping,
         )
 
     async def run(self, payload: Payload) -> UUID:

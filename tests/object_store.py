@@ -1,4 +1,4 @@
-"""A store of objects on loopback, which clients of S3, Google Cloud Storage and Azure can read."""
+"""A store of objects on loopback: S3, Google Cloud Storage and Azure to read, S3 to write."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 
 @dataclass
@@ -69,6 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer("GET")
 
+    def do_PUT(self) -> None:
+        place = unquote(self.path.partition("?")[0])
+        self.served.requests.append(("PUT", place, None))
+        data = self.rfile.read(int(self.headers["content-length"]))
+        if self.served.refuses is not None:
+            self._send(self.served.refuses, {}, b"<Error/>")
+            return
+        self.served.objects[place] = data
+        self._send(HTTPStatus.OK, {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}, b"")
+
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
@@ -79,10 +89,24 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.served.objects.get(place)
         if self.served.refuses is not None:
             self._send(self.served.refuses, {}, b"<Error/>")
+        elif "list-type=2" in self.path:
+            self._list(place)
         elif data is None:
             self._send(HTTPStatus.NOT_FOUND, {}, b"<Error/>")
         else:
             self._give(method, data, asked)
+
+    def _list(self, bucket: str) -> None:
+        prefix = parse_qs(self.path.partition("?")[2]).get("prefix", [""])[0]
+        keys = [one.removeprefix(f"{bucket}/") for one in sorted(self.served.objects)]
+        found = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>2015-10-21T07:28:00.000Z</LastModified>"
+            f'<ETag>"x"</ETag><Size>1</Size></Contents>'
+            for key in keys
+            if key.startswith(prefix)
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
+        self._send(HTTPStatus.OK, {"Content-Type": "application/xml"}, text.encode())
 
     def _give(self, method: str, data: bytes, asked: str | None) -> None:
         headers = {

@@ -155,6 +155,8 @@ def note(report: JobReport) -> str:
     if report.state == State.RUNNING:
         if (report.silent_s or 0) > SILENCE_WORTH_TELLING_S:
             return f"its worker has been silent for {report.silent_s:.0f} s"
+        if report.pause is not None:
+            return f"pauses: {report.pause}"
         if report.uncommitted_rows is not None:
             return f"running; {report.uncommitted_rows:,} rows are in, and nothing is committed yet"
         return "running"

@@ -20,6 +20,7 @@ from db.transaction import transaction
 from jobs._declaration import Job, Outcome, Payload
 from jobs._discovery import Jobs
 from jobs._errors import Rejected, TryLater
+from jobs._housekeeping import Housekeeping
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
 from worker.batching import commit_together, tell_done
@@ -53,6 +54,7 @@ class Executor:
     models: Registry
     import_folders: Sequence[ImportPlace]
     liveness: Liveness
+    housekeeping: Housekeeping = field(default_factory=Housekeeping)
     solitude: Solitude = field(default_factory=Solitude)
     unclaimed: set[UUID] = field(default_factory=set)
     silence: Silence = _leave_rings
@@ -291,7 +293,7 @@ class Executor:
         return None
 
     def _chunked(self, held: Claim) -> ChunkedRun:
-        return ChunkedRun(held, self.sessions, self.models, self.import_folders)
+        return ChunkedRun(held, self.sessions, self.models, self.import_folders, self.housekeeping)
 
     async def _single(self, held: Claim, declared: Job[Any], payload: Payload) -> Outcome:
         """Fence, effects and ending of a job in one transaction, whose receipt is the ending."""

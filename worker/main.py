@@ -179,6 +179,7 @@ class Process:
             discover_models(self.settings.model_modules),
             self.settings.import_folders,
             self._liveness,
+            self.settings.housekeeping,
             silence=self._silence,
         )
         self._delivery = Delivery(self._executor, self._ear)

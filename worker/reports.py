@@ -31,7 +31,8 @@ class JobReport:
     `live_workers` serve its queue; `silent_s` is how long the worker that holds it has said
     nothing. `uncommitted_rows` and `uncommitted_bytes` are how far an atomic job says that it is,
     which proves nothing. `input_bytes` is the whole of its input, if that is known. `reached_end`
-    says that its receipts cover all of that input, as those of a job that succeeded do.
+    says that its receipts cover all of that input, as those of a job that succeeded do. `pause` is
+    what it says that it waits for.
     """
 
     id: UUID
@@ -61,6 +62,7 @@ class JobReport:
     silent_s: float | None
     uncommitted_rows: int | None
     uncommitted_bytes: int | None
+    pause: str | None
     read_at: datetime
     tally: Tally
 
@@ -126,7 +128,7 @@ _REPORT = sa.text(
                     (job.payload -> 'source' ->> 'text_bytes')::bigint) AS input_bytes,
            job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
               OR NOT (
-               opening.job_id IS NOT NULL
+               coalesce(opening.detail ? 'text_bytes', false)
                OR coalesce(jsonb_typeof(job.payload -> 'source') = 'object', false)
                OR coalesce(jsonb_typeof(job.payload -> 'rows') = 'array', false)
            ) OR coalesce(
@@ -138,7 +140,9 @@ _REPORT = sa.text(
                AND seen_at > now() - make_interval(secs => :lost_after_s)) AS live_workers,
            CASE WHEN job.state = 'running'
                 THEN extract(epoch FROM now() - holder.seen_at)::float8 END AS silent_s,
-           ahead.rows AS uncommitted_rows, ahead.bytes AS uncommitted_bytes,
+           CASE WHEN ahead.note IS NULL THEN ahead.rows END AS uncommitted_rows,
+           CASE WHEN ahead.note IS NULL THEN ahead.bytes END AS uncommitted_bytes,
+           ahead.note AS pause,
            now() AS read_at
       FROM bulwark.job AS job
       LEFT JOIN bulwark.progress AS ahead

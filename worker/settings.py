@@ -24,6 +24,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.engine import PoolProfile
+from db.ledger.rotation import ROTATED
+from jobs._housekeeping import Housekeeping
 from jobs._sources.object_store import SCHEMES
 
 PREFIX = "BULWARK_"
@@ -77,6 +79,33 @@ def _objects(value: object) -> object:
     if not (isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())):
         raise ValueError('it should be JSON such as {"name": {"cron": "0 3 * * *"}}')
     return found
+
+
+def _days(value: object) -> object:
+    """Days by name as a person types them, hero=30,team=365, or as a JSON object."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"the JSON object is broken: {error}") from None
+    pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+    for name, equals, days in pairs:
+        if not name.strip() or not equals or not days.strip().isdecimal():
+            text = f"{name}{equals}{days}".strip()
+            raise ValueError(f"{text!r} is no name and days, such as hero=30")
+    names = [name.strip() for name, _, _ in pairs]
+    _distinct(tuple(names))
+    return {name: int(days) for name, (_, _, days) in zip(names, pairs, strict=True)}
+
+
+def _ledger_tables(days: dict[str, int]) -> dict[str, int]:
+    known = (*ROTATED, "job", "parked")
+    for name in days:
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(sorted(known))}")
+    return days
 
 
 def _lowered(value: object) -> object:
@@ -155,6 +184,9 @@ _QueueName = Annotated[str, AfterValidator(_queue_name)]
 _Place = Annotated[Path | str, BeforeValidator(_import_place)]
 _Seconds = Annotated[float, Field(allow_inf_nan=False)]
 _List = (NoDecode, BeforeValidator(_items))
+_Days = Annotated[
+    dict[str, Annotated[int, Field(ge=0, le=36_500)]], NoDecode, BeforeValidator(_days)
+]
 
 
 class Settings(BaseSettings):
@@ -223,6 +255,15 @@ class Settings(BaseSettings):
     schedules: Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_objects)] = Field(
         {}, description="What is otherwise about schedules than their jobs declare."
     )
+    retention_days: _Days = Field(
+        {}, description="How long deleted rows are kept, by table; others are never purged."
+    )
+    archive_folders: Annotated[tuple[_Place, ...], *_List] = Field(
+        (), description="Folders, or places of objects, for archives of what is purged."
+    )
+    ledger_retention_days: Annotated[_Days, AfterValidator(_ledger_tables)] = Field(
+        {}, description="How long the ledger keeps its own rows, by table; others for good."
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lowered)
     ] = Field("info", description="The least important events that are logged.")
@@ -242,6 +283,11 @@ class Settings(BaseSettings):
                 f"beats of {variable('beat_interval_s')}; set it to {least_s:g} or more"
             )
         return self
+
+    @property
+    def housekeeping(self) -> Housekeeping:
+        """What jobs are to know of it: how long things are kept, and where archives may be."""
+        return Housekeeping(self.retention_days, self.ledger_retention_days, self.archive_folders)
 
     def require_database(self) -> str:
         """The address of PostgreSQL, for what needs no Redis. Raises SettingsError."""

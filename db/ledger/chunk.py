@@ -191,3 +191,15 @@ async def changed_along(session: AsyncSession, job_id: UUID) -> dict[str, int]:
     """By table, how many rows the job has changed with those of its input."""
     rows = await session.execute(_ALONG, {"job_id": job_id, "along": ALONG})
     return {row[0]: row[1] for row in rows}
+
+
+async def read_details(
+    session: AsyncSession, job_id: UUID, key: str
+) -> list[tuple[Mapping[str, int], Mapping[str, Any]]]:
+    """Counts and detail of the receipts whose detail has this key, in order."""
+    rows = await session.execute(
+        sa.select(chunk.c.counts, chunk.c.detail)
+        .where(chunk.c.job_id == job_id, chunk.c.detail.has_key(key))
+        .order_by(chunk.c.chunk_no)
+    )
+    return [(counts, detail) for counts, detail in rows]

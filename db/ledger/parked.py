@@ -1,6 +1,7 @@
 """Parked messages: what came through arq and could not be made a job, kept as it came."""
 
 import hashlib
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -106,3 +107,18 @@ async def take_parked(
 async def settle(session: AsyncSession, parked_id: int, job_id: UUID) -> None:
     """Say which job was made of the message after all; the message stays."""
     await session.execute(sa.update(parked).where(parked.c.id == parked_id).values(job_id=job_id))
+
+
+async def drop_old(session: AsyncSession, days: int, most: int) -> int:
+    """Forget messages parked so long ago, a batch at a time. Returns how many went."""
+    old = (
+        sa.select(parked.c.id)
+        .where(parked.c.parked_at < sa.func.now() - timedelta(days=days))
+        .order_by(parked.c.id)
+        .limit(most)
+        .with_for_update(skip_locked=True)
+    )
+    gone = await session.execute(
+        sa.delete(parked).where(parked.c.id.in_(old)).returning(parked.c.id)
+    )
+    return len(gone.all())

@@ -58,7 +58,7 @@ class Hero(SoftDeletable, Versioned, Timestamped, HeroSecrets, HeroBase, Identif
         sa.CheckConstraint("age >= 0", name="age_not_negative"),
         unique_among_live("email"),
         unique_among_live("external_id"),
-        deleted_first(),
+        deleted_first("id"),
     )
 
     team: Optional["Team"] = Relationship(back_populates="heroes")

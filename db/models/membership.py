@@ -43,7 +43,7 @@ class MembershipBase(SQLModel):
 class Membership(SoftDeletable, Versioned, Timestamped, MembershipBase, Identified, table=True):
     """A hero may have several roles in one team, each once; one that ended may begin again."""
 
-    __table_args__ = (unique_among_live("hero_id", "team_id", "role"), deleted_first())
+    __table_args__ = (unique_among_live("hero_id", "team_id", "role"), deleted_first("id"))
 
     hero: "Hero" = Relationship(back_populates="memberships")
     team: "Team" = Relationship(back_populates="memberships")

@@ -33,7 +33,7 @@ class Team(SoftDeletable, Versioned, Timestamped, TeamBase, Identified, table=Tr
     __table_args__ = (
         sa.CheckConstraint("roster_limit >= 0", name="roster_limit_not_negative"),
         unique_among_live("name"),
-        deleted_first(),
+        deleted_first("id"),
     )
 
     heroes: list["Hero"] = Relationship(back_populates="team", passive_deletes="all")

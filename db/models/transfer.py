@@ -52,7 +52,7 @@ class TransferBase(SQLModel):
 
 
 class Transfer(SoftDeletable, Versioned, Timestamped, TransferBase, Identified, table=True):
-    __table_args__ = (deleted_first(),)
+    __table_args__ = (deleted_first("id"),)
 
     hero: "Hero" = Relationship(back_populates="transfers")
     from_team: Optional["Team"] = Relationship(

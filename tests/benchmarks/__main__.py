@@ -11,7 +11,7 @@ from typing import cast
 from pydantic import ValidationError
 from rich.text import Text
 
-from tests.benchmarks import idle, insert, pickup, profile, transfers, update, upsert
+from tests.benchmarks import idle, insert, pickup, profile, purge, transfers, update, upsert
 from tests.benchmarks.measure import BenchmarkFailed, Measure, Options
 from tests.benchmarks.results import Outcome, circumstances, table, write_json
 from tests.benchmarks.site import PsqlFailed, Site, open_site
@@ -23,6 +23,7 @@ MEASURES = MappingProxyType(
         "insert": cast(Measure, insert),
         "upsert": cast(Measure, upsert),
         "update": cast(Measure, update),
+        "purge": cast(Measure, purge),
         "pickup": cast(Measure, pickup),
         "idle": cast(Measure, idle),
         "transfers": cast(Measure, transfers),

@@ -127,7 +127,7 @@ def test_the_document_of_a_job_has_its_promised_keys(town: Town, heroes: dict[st
         "crashes worker_id actor correlation_id created_at run_at started_at finished_at "
         "table_name "
         "source input_bytes reached_end live_workers silent_s uncommitted_rows uncommitted_bytes "
-        "run_s rows_per_s rows_read rows_not_selected verdicts adds_up chunks done_bytes"
+        "pause run_s rows_per_s rows_read rows_not_selected verdicts adds_up chunks done_bytes"
     )
     assert document["state"] == "succeeded"
     assert document["verdicts"] == {"inserted": 2, "rejected": 3}

@@ -134,11 +134,12 @@ async def test_a_migration_gives_up_on_a_locked_table_and_keeps_those_before_it(
 ) -> None:
     migrations.upgrade(empty_url)
     async with asyncio.timeout(30), empty.connect() as blocker:
-        await blocker.execute(sa.text("LOCK TABLE hero IN ACCESS SHARE MODE"))
+        await blocker.execute(sa.text("LOCK TABLE bulwark.parked IN ACCESS SHARE MODE"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await asyncio.to_thread(migrations.downgrade, empty_url, "base", lock_timeout_ms=50)
-    assert await revision(empty) == "0001"
-    assert await tables(empty, "public") == {*DOMAIN, "alembic_version"}
+    assert await revision(empty) == "0003"
+    assert "parked" in await tables(empty, "bulwark")
+    assert "halt" not in await tables(empty, "bulwark")
 
 
 async def test_a_migration_waits_five_seconds_for_a_lock_unless_told_otherwise(

@@ -77,6 +77,26 @@ def test_a_list_is_separated_by_commas_or_is_json(
     assert load_settings().queues == ("mail", "reports")
 
 
+@pytest.mark.parametrize("text", ["hero=30, team=0", '{"hero": 30, "team": 0}'])
+def test_retention_is_told_by_table_as_pairs_or_json(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("BULWARK_RETENTION_DAYS", text)
+
+    assert load_settings().retention_days == {"hero": 30, "team": 0}
+
+
+@pytest.mark.parametrize("text", ["hero", "hero=soon", "hero=-1", "hero=1,hero=2", "{hero", "=5"])
+def test_a_retention_that_is_no_number_of_days_is_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    assert "BULWARK_RETENTION_DAYS" in problem(monkeypatch, BULWARK_RETENTION_DAYS=text)
+
+
+def test_the_ledgers_retention_is_for_its_tables_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "'jobs'" in problem(monkeypatch, BULWARK_LEDGER_RETENTION_DAYS="jobs=30")
+
+
 def test_import_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BULWARK_IMPORT_FOLDERS", "drop,/srv/in")
 

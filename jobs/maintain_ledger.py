@@ -21,6 +21,7 @@ from db.retry import sqlstate
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._pace import Pace
 from jobs._run import ChunkedRun, ChunkEffect
+from jobs._schedule import Schedule
 
 Kept = Literal["chunk", "verdict", "audit", "spool", "job", "parked"]
 LOCK_TIMEOUT_S: Final = 2.0
@@ -42,7 +43,10 @@ class _Locked(Exception):
     """Others work with the table; the next maintenance tries again."""
 
 
-@chunked_job(timeout_s=12 * 3600, max_age=timedelta(days=1))
+NIGHTLY = Schedule(name="ledger_maintenance", cron="45 3 * * *", off_until="ledger_retention_days")
+
+
+@chunked_job(schedules=[NIGHTLY], timeout_s=12 * 3600, max_age=timedelta(days=1))
 async def maintain_ledger(run: ChunkedRun, payload: MaintainLedger) -> Outcome:
     """Make coming partitions; drop what is past its retention. A repetition finds nothing more."""
     last = await run.read(lambda session: chunk.last_receipt(session, run.claim.job_id))

@@ -24,6 +24,7 @@ from jobs._pauses import Pauses
 from jobs._purging import Purging, open_purge, steps
 from jobs._retention import retentions
 from jobs._run import ChunkedRun
+from jobs._schedule import Schedule
 from jobs._window import Until
 
 Days = Annotated[int, Field(ge=0, le=36_500)]
@@ -66,7 +67,15 @@ async def write_manifest(run: ChunkedRun, payload: PurgeDeletedRows) -> None:
         await _close(run, archive)
 
 
-@chunked_job(write_manifest, timeout_s=24 * 3600, max_age=timedelta(days=30))
+NIGHTLY = Schedule(name="nightly_purge", cron="15 2 * * *", off_until="retention_days")
+
+
+@chunked_job(
+    write_manifest,
+    schedules=[NIGHTLY],
+    timeout_s=24 * 3600,
+    max_age=timedelta(days=30),
+)
 async def purge_deleted_rows(run: ChunkedRun, payload: PurgeDeletedRows) -> Outcome:
     """Remove what is due, batch by batch; a run after an interruption goes on behind the last one.
 

@@ -1,6 +1,5 @@
 """Input that is wrong: what each fault is called, and that nothing is lost or half done."""
 
-import gzip
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from db.ledger.verdict import RowVerdict
 from jobs._errors import InputError, JobError, PayloadTooLarge
 from jobs.insert_rows import InsertRows
+from tests.gzipped import gzipped
 from tests.inprocess import Bench, Way
 
 MIB = 1024 * 1024
@@ -137,8 +137,8 @@ async def test_a_value_that_is_longer_than_its_column_is_rejected_without_repeat
         b"name,age\r\nAnn,5\r\nBob,\r\n",
         b"\xef\xbb\xbfname,age\r\nAnn,5\r\nBob,",
         b'\n"name",age\n\n"Ann","5"\n"Bob",""\n\n',
-        gzip.compress(b"name,age\nAnn,5\nBob,\n"),
-        gzip.compress(b"name,age\nAnn,") + gzip.compress(b"5\nBob,\n"),
+        gzipped(b"name,age\nAnn,5\nBob,\n"),
+        gzipped(b"name,age\nAnn,") + gzipped(b"5\nBob,\n"),
     ],
     ids=["mark", "crlf", "mark, crlf, no last end", "blank lines", "gzip", "gzip twice"],
 )
@@ -196,7 +196,7 @@ async def test_of_a_gzip_file_that_is_cut_off_nothing_at_all_is_inserted(
     lost_bytes: int, way: Way, desk: Desk
 ) -> None:
     text = b"name\n" + b"".join(b"%x\n" % (n * 2654435761) for n in range(10_000))
-    path = desk.file(gzip.compress(text)[:-lost_bytes])
+    path = desk.file(gzipped(text)[:-lost_bytes])
     assert "cut off" in await desk.refusal(path, way, chunk_rows=10)
 
 
@@ -205,7 +205,7 @@ async def test_of_a_gzip_file_that_is_damaged_nothing_at_all_is_inserted(
     way: Way, desk: Desk
 ) -> None:
     text = b"name\n" + b"".join(b"%x\n" % (n * 2654435761) for n in range(10_000))
-    packed = bytearray(gzip.compress(text))
+    packed = bytearray(gzipped(text))
     packed[-8] ^= 1  # the checksum at its end
     assert "damaged" in await desk.refusal(desk.file(bytes(packed)), way, chunk_rows=10)
 

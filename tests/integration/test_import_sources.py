@@ -1,7 +1,6 @@
 """`bulwark import` from stdin, from URIs and with declared forms: accepted whole, or not at all."""
 
 import asyncio
-import gzip
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from db.ledger.job import job
 from tests.command_line import sentence
+from tests.gzipped import gzipped
 from tests.object_store import object_store
 from worker.cli import app
 from worker.exit_codes import ExitCode
@@ -45,7 +45,7 @@ async def sources(sessions: async_sessionmaker[AsyncSession]) -> list[dict[str, 
 async def test_what_comes_through_stdin_is_spooled_as_what_it_was_recognised_as(
     import_: Import, sessions: async_sessionmaker[AsyncSession]
 ) -> None:
-    stored = gzip.compress(b'{"name":"Red"}\n')
+    stored = gzipped(b'{"name":"Red"}\n')
     result = await import_("-", "--format", "ndjson", stdin=stored)
     assert result.exit_code == ExitCode.OK, result.stderr
     [source] = await sources(sessions)
@@ -62,7 +62,7 @@ async def test_what_comes_through_stdin_is_spooled_as_what_it_was_recognised_as(
 @pytest.mark.parametrize(
     ("words", "stdin", "complaint"),
     [
-        (("-",), gzip.compress(TEAMS)[:-1], "cut off"),
+        (("-",), gzipped(TEAMS)[:-1], "cut off"),
         (("-",), b"", "no header"),
         (("-", "--in-place"), TEAMS, "stdin cannot be read in place"),
         (("-", "--format", "parquet"), TEAMS, "does not begin with PAR1"),

@@ -1,7 +1,6 @@
 """A file and the job that imports it are accepted together, byte for byte, or not at all."""
 
 import asyncio
-import gzip
 import hashlib
 import os
 import subprocess
@@ -21,6 +20,7 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger.spool import spool
 from jobs import IdempotencyConflict, InputError, Producer, discover_jobs
 from jobs._spooling import PART_BYTES, enqueue_file
+from tests.gzipped import gzipped
 from tests.proxy import Cut, proxied
 from tests.stage import waiting_for_a_lock
 from tests.workers import ROOT, until
@@ -134,7 +134,7 @@ async def test_the_job_says_what_was_spooled(
 async def test_a_gzip_file_is_stored_as_it_is(
     producer: Producer, sessions: Sessions, write: Any
 ) -> None:
-    packed = gzip.compress(HEROES)
+    packed = gzipped(HEROES)
     accepted = await enqueue_file(producer, write(packed), REQUEST)
     assert await stored(sessions, accepted.job_id) == [b"=" + packed]
 
@@ -171,8 +171,8 @@ async def test_a_file_that_changes_between_the_two_passes_is_refused_with_nothin
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (gzip.compress(HEROES)[:-9], "cut off"),
-        (gzip.compress(HEROES) + b"tail", "other bytes behind"),
+        (gzipped(HEROES)[:-9], "cut off"),
+        (gzipped(HEROES) + b"tail", "other bytes behind"),
         (b"", "empty"),
     ],
 )

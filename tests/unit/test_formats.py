@@ -1,6 +1,5 @@
 """What an input is: told by its name and first bytes, declared, or contradicted in one sentence."""
 
-import gzip
 import io
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ from jobs._sources.csv import CsvReader
 from jobs._sources.format import Layout, Shape
 from jobs._sources.opened import Opened
 from jobs._sources.source import Text
+from tests.gzipped import gzipped
 from tests.parts import Bytes, StoredBytes, all_records
 
 CSV = b"name,age\nAnn,1\n"
@@ -45,10 +45,10 @@ def refusal(stored: bytes, name: str = "rows", **declared: str) -> str:
     ("name", "stored", "found"),
     [
         ("rows.csv", CSV, "csv"),
-        ("rows.CSV.GZ", gzip.compress(CSV), "csv"),
+        ("rows.CSV.GZ", gzipped(CSV), "csv"),
         ("rows.tsv.zst", zstd.compress(CSV), "tsv"),
         ("rows.ndjson", NDJSON, "ndjson"),
-        ("rows.jsonl.gz", gzip.compress(NDJSON), "ndjson"),
+        ("rows.jsonl.gz", gzipped(NDJSON), "ndjson"),
         ("rows.parquet", parquet(), "parquet"),
         ("rows.txt", CSV, "csv"),
         ("rows", parquet(), "parquet"),
@@ -81,9 +81,9 @@ def test_the_delimiter_is_that_of_the_format(name: str, delimiter: str) -> None:
         ),
         ("rows.ndjson", parquet(), "taken for NDJSON, but it is Parquet"),
         ("rows.csv", b"\xef\xbb\xbf\n" + NDJSON, "object of JSON; declare it with --format ndjson"),
-        ("rows.tsv.gz", gzip.compress(NDJSON), "object of JSON; declare it with --format ndjson"),
+        ("rows.tsv.gz", gzipped(NDJSON), "object of JSON; declare it with --format ndjson"),
         ("rows.parquet", CSV, "does not begin with PAR1; declare its format"),
-        ("rows.parquet.gz", gzip.compress(parquet()), "Parquet packed with gzip"),
+        ("rows.parquet.gz", gzipped(parquet()), "Parquet packed with gzip"),
         ("rows.json", b'\n{ "name": "Ann"}', "object of JSON; declare it with --format ndjson"),
         ("rows.json", b'{\n\t"name": "Ann"\n}', "object of JSON; declare it with --format ndjson"),
         ("rows.json", b'[{"name":"Ann"}]', "is a JSON array"),

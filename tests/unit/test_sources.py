@@ -1,6 +1,5 @@
 """Files and spooled parts give the same bytes, from any offset, or say why they cannot."""
 
-import gzip
 import hashlib
 import os
 import re
@@ -21,18 +20,19 @@ from jobs._sources.format import Layout
 from jobs._sources.opened import Inspection, inspect
 from jobs._sources.source import FileSource, PartsSource, Stored, Text, raw_blocks
 from jobs._sources.spool import pack_part, unpack_part
+from tests.gzipped import gzipped
 from tests.parts import StoredBytes
 
 KIB = 1024
 TEXT = b"".join(b"%d,Hero %d\n" % (number, number * 7919) for number in range(100_000))
-MEMBERS = gzip.compress(TEXT[:1000]) + gzip.compress(b"") + gzip.compress(TEXT[1000:])
+MEMBERS = gzipped(TEXT[:1000]) + gzipped(b"") + gzipped(TEXT[1000:])
 CHECKED = {int(zstd.CompressionParameter.checksum_flag): 1}
 FRAMES = (
     zstd.compress(TEXT[:1000])
     + b"\x50\x2a\x4d\x18\x03\0\0\0abc"  # a frame to be skipped
     + zstd.compress(TEXT[1000:], options=CHECKED)
 )
-STORED = [TEXT, gzip.compress(TEXT), MEMBERS, zstd.compress(TEXT), FRAMES]
+STORED = [TEXT, gzipped(TEXT), MEMBERS, zstd.compress(TEXT), FRAMES]
 CSV = Layout(format="csv", encoding="utf-8", delimiter=",")
 
 
@@ -140,7 +140,7 @@ def test_blocks_are_bounded_however_well_the_input_is_compressed(
     assert peak_bytes < 8 * KIB * KIB
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [gzipped, zstd.compress])
 def test_a_member_for_every_line_still_gives_blocks_of_useful_size(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
@@ -165,7 +165,7 @@ def test_a_zstd_window_that_would_take_too_much_memory_is_refused_with_the_remed
 
 @pytest.mark.parametrize(
     ("stored", "compression"),
-    [(TEXT, "none"), (gzip.compress(TEXT), "gzip"), (MEMBERS, "gzip"), (FRAMES, "zstd")],
+    [(TEXT, "none"), (gzipped(TEXT), "gzip"), (MEMBERS, "gzip"), (FRAMES, "zstd")],
 )
 def test_an_inspection_covers_the_bytes_as_stored(
     tmp_path: Path, stored: bytes, compression: Compression
@@ -177,13 +177,13 @@ def test_an_inspection_covers_the_bytes_as_stored(
 
 
 @pytest.mark.parametrize(
-    "stored", [b"x", b"\x1f", b"xy", gzip.compress(b"some,text\n"), zstd.compress(b"some,text\n")]
+    "stored", [b"x", b"\x1f", b"xy", gzipped(b"some,text\n"), zstd.compress(b"some,text\n")]
 )
 def test_an_inspection_does_not_depend_on_how_the_bytes_arrive(stored: bytes) -> None:
     assert inspected(stored, block_bytes=1) == inspected(stored)
 
 
-@pytest.mark.parametrize("stored", [b"", gzip.compress(b""), zstd.compress(b"")])
+@pytest.mark.parametrize("stored", [b"", gzipped(b""), zstd.compress(b"")])
 def test_an_empty_input_is_refused(stored: bytes) -> None:
     assert "empty" in refusal(stored)
 
@@ -201,7 +201,7 @@ def test_what_is_cut_off_anywhere_is_refused_with_the_byte_where_it_ends(
 
 @pytest.mark.parametrize("block_bytes", [1, 64 * KIB])
 def test_a_damaged_gzip_is_refused_with_the_byte_of_the_damage(block_bytes: int) -> None:
-    stored = gzip.compress(TEXT)
+    stored = gzipped(TEXT)
     checksum_at = len(stored) - 8
     broken = stored[:checksum_at] + bytes([stored[checksum_at] ^ 1]) + stored[checksum_at + 1 :]
     # zlib compares a checksum when its four bytes are complete
@@ -209,7 +209,7 @@ def test_a_damaged_gzip_is_refused_with_the_byte_of_the_damage(block_bytes: int)
 
 
 def test_a_damaged_later_member_is_refused_with_the_byte_of_the_damage() -> None:
-    first, second = gzip.compress(TEXT), gzip.compress(b"x" * 1000)
+    first, second = gzipped(TEXT), gzipped(b"x" * 1000)
     broken = first + second[:2] + b"\x07" + second[3:]
     # zlib takes method and flags, the third and fourth byte, together
     assert f"damaged at byte {len(first) + 3};" in refusal(broken)
@@ -231,7 +231,7 @@ def test_a_damaged_zstd_is_refused_with_the_bytes_between_which_it_is(
 
 @pytest.mark.parametrize("block_bytes", [1, 7, 64 * KIB])
 @pytest.mark.parametrize("garbage", [b"garbage", b"\x1fx", b"\0" * 512, TEXT])
-@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+@pytest.mark.parametrize("pack", [gzipped, zstd.compress])
 def test_bytes_behind_what_is_compressed_are_refused_with_their_place(
     pack: Callable[[bytes], bytes], garbage: bytes, block_bytes: int
 ) -> None:
@@ -393,7 +393,7 @@ LINES = "name,note\nZoë,naïve\n" * 50
 def test_text_in_a_declared_encoding_is_read_as_utf8_from_any_offset(
     encoding: str, block_bytes: int
 ) -> None:
-    stored = StoredBytes(gzip.compress(LINES.encode(encoding)), block_bytes)
+    stored = StoredBytes(gzipped(LINES.encode(encoding)), block_bytes)
     for offset in (0, 11, 1000):
         found = b"".join(Text.of(stored, encoding).blocks(offset))
         assert found == LINES.encode()[offset:]

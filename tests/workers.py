@@ -113,7 +113,7 @@ def workers(folder: Path) -> Iterator[Start]:
 
 
 async def until(
-    question: Callable[[], Awaitable[T | None]], what: str, timeout_s: float = 30.0
+    question: Callable[[], Awaitable[T | None]], what: str, timeout_s: float = 90.0
 ) -> T:
     """Ask until there is an answer; when there is none in time, fail with what was awaited."""
     deadline_s = time.monotonic() + timeout_s

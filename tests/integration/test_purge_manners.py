@@ -243,7 +243,7 @@ def a_time(*, minutes: int) -> str:
 async def test_a_purge_that_is_stopped_after_every_batch_tells_of_each_row_once(
     bench: Bench, connection: asyncpg.Connection, sessions: Sessions, heroes: list[int]
 ) -> None:
-    """Four full batches and an empty one of heroes, and one of no team, both to remove and judge."""
+    """Four full batches and an empty one of heroes, one of no team: to remove, and to judge."""
     await connection.execute(
         "INSERT INTO team (name) VALUES ('Red');"
         "INSERT INTO membership (hero_id, team_id, role)"

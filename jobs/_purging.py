@@ -127,7 +127,7 @@ class Purging:
             if judges and removed.last is not None:
                 kept = await explain_kept(session, due, behind, removed.last)
             detail = {"table": due.table_name, "judges": judges, "asked": asked}
-            detail["last"] = removed.last or behind
+            detail["last"] = removed.last
             return await self._effect(due, number, removed, kept, detail)
 
         start_s = time.monotonic()

@@ -176,20 +176,23 @@ HELD_UP = """
     END $$;
     CREATE TRIGGER hold_up BEFORE DELETE ON branch EXECUTE FUNCTION hold_up()
 """
-"""Stops a batch when it has its snapshot, and has not yet looked for rows that nobody has locked."""
+"""Stops a batch that has its snapshot and has not yet locked its rows."""
 
 
 async def test_a_reference_that_a_batch_did_not_see_replays_it(
     odd: Bench, connection: asyncpg.Connection
 ) -> None:
-    await connection.execute(f"INSERT INTO branch VALUES (1, NULL, {GONE});" + HELD_UP)
+    await connection.execute(
+        f"DROP TABLE along; INSERT INTO branch VALUES (1, NULL, {GONE});" + HELD_UP
+    )
     purging = await held_up(odd, connection)
     with capture_logs() as events:
         await connection.execute("INSERT INTO unmapped (branch) VALUES (1)")
         await connection.execute("SELECT pg_advisory_unlock(7)")
         _, done = await purging
 
-    assert "transaction.replayed" in [one["event"] for one in events]
+    [replayed] = [one for one in events if one["event"] == "transaction.replayed"]
+    assert replayed["reason"] == "Race: a row of branch is referred to by now"
     assert await ids(connection, "branch") == [1]
     assert done["verdicts"] == {"kept": 1}
 

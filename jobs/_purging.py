@@ -80,13 +80,21 @@ class Purging:
     async def _take_steps(self, last: Mapping[str, Any]) -> None:
         if self.left == 0:
             raise _CapReached
-        first = next((at for at, step in enumerate(self.steps) if _was_in(step, last)), 0)
-        behind = last.get("last") if not self.steps[first].repeats else None
+        first, behind = self._resumed(last)
         for step in self.steps[first:]:
             gone = await self._rounds(step, behind)
             while gone and step.repeats:
                 gone = await self._rounds(step, None)
             behind = None
+
+    def _resumed(self, last: Mapping[str, Any]) -> tuple[int, list[str] | None]:
+        """The step to go on with, and the place in it, by the detail of the last receipt."""
+        at = next((at for at, step in enumerate(self.steps) if _was_in(step, last)), None)
+        if at is None or self.steps[at].repeats:
+            return at or 0, None
+        if last["examined"] < last["asked"]:
+            return at + 1, None
+        return at, last["last"]
 
     async def _rounds(self, step: Step, behind: list[str] | None) -> int:
         return sum([await self._pass(due, behind, judges=step.judges) for due in step.group])
@@ -119,7 +127,7 @@ class Purging:
             if judges and removed.last is not None:
                 kept = await explain_kept(session, due, behind, removed.last)
             detail = {"table": due.table_name, "judges": judges, "asked": asked}
-            detail["last"] = removed.last or behind
+            detail["last"] = removed.last
             return await self._effect(due, number, removed, kept, detail)
 
         start_s = time.monotonic()

@@ -21,6 +21,14 @@ from worker.reports import read_job
 
 Sessions = async_sessionmaker[AsyncSession]
 KIND = "purge_deleted_rows"
+STOP_AFTER_DELETE = """
+    CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO bulwark.halt (kind, reason, actor)
+        VALUES ('purge_deleted_rows', 'month end', 'Zoë') ON CONFLICT DO NOTHING;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER stop AFTER DELETE ON hero EXECUTE FUNCTION stop()
+"""
 
 
 @pytest.fixture
@@ -92,12 +100,7 @@ async def test_a_row_that_is_free_again_goes_at_the_end(
 async def test_a_purge_that_was_stopped_is_put_off_and_goes_on_where_it_was(
     bench: Bench, connection: asyncpg.Connection, sessions: Sessions, heroes: list[int]
 ) -> None:
-    await connection.execute(
-        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " INSERT INTO bulwark.halt (kind, reason, actor) VALUES"
-        " ('purge_deleted_rows', 'month end', 'Zoë') ON CONFLICT DO NOTHING; RETURN NULL; END $$;"
-        "CREATE TRIGGER stop AFTER DELETE ON hero EXECUTE FUNCTION stop()"
-    )
+    await connection.execute(STOP_AFTER_DELETE)
     job_id = await bench.run(request(batch_rows=5))
 
     row = await bench.job(job_id)
@@ -114,6 +117,20 @@ async def test_a_purge_that_was_stopped_is_put_off_and_goes_on_where_it_was(
     assert await left(connection) == []
     assert (await bench.job(job_id)).state == "succeeded"
     assert await bench.counts(job_id) == {"purged": 20}
+
+
+async def test_the_cap_counts_what_went_before_the_purge_was_interrupted(
+    bench: Bench, connection: asyncpg.Connection, sessions: Sessions, heroes: list[int]
+) -> None:
+    await connection.execute(STOP_AFTER_DELETE)
+    job_id = await bench.run(request(batch_rows=5, max_rows=12))
+    await connection.execute("DROP TRIGGER stop ON hero")
+    await transaction(sessions, lambda s: halt.lift(s, KIND), name="test.lift")
+    await bench.deliver(job_id)
+
+    row: Any = await bench.job(job_id)
+    assert (row.state, row.outcome["capped"]) == ("succeeded", True)
+    assert await left(connection) == heroes[12:]
 
 
 async def test_a_stop_concerns_a_purge_that_begins_later(
@@ -223,10 +240,10 @@ def a_time(*, minutes: int) -> str:
     return f"{datetime.now(UTC) + timedelta(minutes=minutes):%H:%M}"
 
 
-async def test_a_purge_that_is_stopped_while_it_judges_tells_of_each_row_once(
+async def test_a_purge_that_is_stopped_after_every_batch_tells_of_each_row_once(
     bench: Bench, connection: asyncpg.Connection, sessions: Sessions, heroes: list[int]
 ) -> None:
-    """It is stopped after each batch of the last pass, with batches that come out even."""
+    """Four full batches and an empty one of heroes, one of no team: to remove, and to judge."""
     await connection.execute(
         "INSERT INTO team (name) VALUES ('Red');"
         "INSERT INTO membership (hero_id, team_id, role)"
@@ -235,16 +252,17 @@ async def test_a_purge_that_is_stopped_while_it_judges_tells_of_each_row_once(
         " INSERT INTO bulwark.halt (kind, reason) VALUES ('purge_deleted_rows', 'look')"
         " ON CONFLICT DO NOTHING; RETURN NULL; END $$;"
         "CREATE TRIGGER stop AFTER UPDATE ON bulwark.chunk FOR EACH ROW"
-        " WHEN (NEW.detail ->> 'judges' = 'true') EXECUTE FUNCTION stop()"
+        " WHEN (NEW.chunk_no > 0) EXECUTE FUNCTION stop()"
     )
-    job_id = await bench.run(request(batch_rows=5, target_s=1e-9))
+    retention = {"hero": 30, "team": 30}
+    job_id = await bench.run(request(batch_rows=5, retention_days=retention))
     stops = 0
     while (await bench.job(job_id)).state == "queued":
         stops += 1
         await transaction(sessions, lambda s: halt.lift(s, KIND), name="test.lift")
         await bench.deliver(job_id)
 
-    assert stops >= 4
+    assert stops == 11
     assert (await bench.job(job_id)).state == "succeeded"
     assert await bench.counts(job_id) == {"kept": 20}
     told = [int(one.message.split()[1]) for one in await bench.verdicts(job_id)]

@@ -1,5 +1,6 @@
 """Tables unlike those of the domain: that refer to themselves, are partitioned, delete along."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -8,11 +9,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlmodel import Field, SQLModel
+from structlog.testing import capture_logs
 
 from db.columns import SoftDeletable
 from db.registry import Model, Registry, discover_models
 from jobs.purge_deleted_rows import PurgeDeletedRows
 from tests.inprocess import Bench
+from tests.stage import connected
+from tests.workers import until
 
 Sessions = async_sessionmaker[AsyncSession]
 metadata = sa.MetaData()
@@ -161,3 +165,59 @@ async def test_a_table_that_has_no_retention_or_is_none_is_refused(odd: Bench) -
     assert "No table has a retention" in await error_of()
     assert "did you mean branch?" in await error_of(tables=["brunch"])
     assert "did you mean sale?" in await error_of(retention_days={"sales": 3})
+
+
+# References that are made while a batch is at work
+
+HELD_UP = """
+    CREATE FUNCTION hold_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_advisory_xact_lock_shared(7);
+        RETURN OLD;
+    END $$;
+    CREATE TRIGGER hold_up BEFORE DELETE ON branch EXECUTE FUNCTION hold_up()
+"""
+"""Stops a batch that has its snapshot and has not yet locked its rows."""
+
+
+async def test_a_reference_that_a_batch_did_not_see_replays_it(
+    odd: Bench, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(
+        f"DROP TABLE along; INSERT INTO branch VALUES (1, NULL, {GONE});" + HELD_UP
+    )
+    purging = await held_up(odd, connection)
+    with capture_logs() as events:
+        await connection.execute("INSERT INTO unmapped (branch) VALUES (1)")
+        await connection.execute("SELECT pg_advisory_unlock(7)")
+        _, done = await purging
+
+    [replayed] = [one for one in events if one["event"] == "transaction.replayed"]
+    assert replayed["reason"] == "Race: a row of branch is referred to by now"
+    assert await ids(connection, "branch") == [1]
+    assert done["verdicts"] == {"kept": 1}
+
+
+async def test_a_key_that_deletes_along_takes_no_row_that_a_batch_did_not_see(
+    odd: Bench, connection: asyncpg.Connection, database_url: str
+) -> None:
+    """Whoever refers to a row that is about to go waits, and is told that it has gone."""
+    await connection.execute(f"INSERT INTO branch VALUES (1, NULL, {GONE});" + HELD_UP)
+    purging = await held_up(odd, connection)
+    async with connected(database_url) as other:
+        referring = asyncio.create_task(other.execute("INSERT INTO along VALUES ('alive', 1)"))
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+        await until(lambda: connection.fetchval(waits), "the reference waits", 5.0)
+        await connection.execute("SELECT pg_advisory_unlock(7)")
+        _, done = await purging
+        with pytest.raises(asyncpg.ForeignKeyViolationError):
+            await referring
+    assert done["verdicts"] == {"purged": 1}
+
+
+async def held_up(bench: Bench, connection: asyncpg.Connection) -> "asyncio.Task[Any]":
+    """A purge that has begun its first batch and stands still."""
+    await connection.execute("SELECT pg_advisory_lock(7)")
+    purging = asyncio.create_task(purge(bench, "branch"))
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    await until(lambda: connection.fetchval(waits), "the batch is held up")
+    return purging

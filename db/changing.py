@@ -145,6 +145,15 @@ class _Change(DependentStage):
         if not self._scope_bind:
             await self._run(f"ANALYZE {MATCH}")
 
+    async def lock(self) -> bool:
+        """Lock what is named; before that, in the order of locks, what has to live beside it."""
+        if self._effect is RESTORE:
+            await self._hold_parents()
+        as_noted = await super().lock()
+        if self._effect is RESTORE and not as_noted:
+            await self._hold_parents()
+        return as_noted
+
     # Rounds
 
     async def make_rounds(self) -> list[list[int]]:

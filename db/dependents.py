@@ -5,7 +5,7 @@ does so. One that cascades takes the referring rows along, and those that refer 
 deleted along with a row, at the same instant, comes back along with it.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +15,8 @@ from db.overwriting import DELETE, MATCH, Effect
 from db.references import Reference
 from db.refusal import Refusal
 
+Referring = list[tuple[Reference, str]]
+"""References, each with a query for the rows that refer so."""
 REFERENCED = "still_referenced"
 PARENT_DELETED = "parent_deleted"
 
@@ -88,6 +90,8 @@ class DependentStage(MatchStage):
     ) -> bool:
         """Note what refers so to the rows of a source; whether there is anything new."""
         place = await self._place_for(child)
+        if self._effect is not DELETE:
+            await self._hold_referred(self._others(reference, source, parent, child))
         keys = _keys(child)
         key = ", ".join(f"c.{quote(name)} AS {k}" for name, k in keys)
         when = "IS NULL" if self._effect is DELETE else "= p.deleted_at"
@@ -104,6 +108,17 @@ class DependentStage(MatchStage):
             f"{self._not_named_itself(child, 'h')}"
         )
         return bool(new.rowcount)
+
+    def _others(
+        self, reference: Reference, source: str, parent: TableFacts, child: TableFacts
+    ) -> Referring:
+        """What else the rows refer to that may come back along with those of a source."""
+        along = (
+            f"SELECT c.* FROM {source} AS p JOIN {parent.name} AS t ON {_same('t', parent, 'p')} "
+            f"JOIN {child.name} AS c ON {_refers(reference)} AND c.deleted_at = p.deleted_at"
+        )
+        needed = self._dependents.needing(reference.table.name)
+        return [(one, along) for one in needed if one.columns != reference.columns]
 
     def _without_orphans(self, reference: Reference) -> str:
         """Rows that refer to another deleted row, too, do not come back along with this one."""
@@ -182,6 +197,39 @@ class DependentStage(MatchStage):
         if number in self._loaded:
             self._refused[number] = refusal
             self._loaded.discard(number)
+
+    async def _hold_parents(self) -> None:
+        """Keep the rows that deleted rows refer to as they are, until all of it is committed.
+
+        Somebody might delete one at the same time, who cannot see yet that a row comes back to it.
+        What may come back along refers to some of them: locked later, they would be out of order.
+        """
+        deleted = (
+            f"SELECT c.* FROM {MATCH} AS m JOIN {self._facts.name} AS c "
+            f"ON {self._sql.same_row_as_met('c', 'm')} WHERE m.deleted_at IS NOT NULL"
+        )
+        referring = [(one, deleted) for one in self._dependents.needing(self._facts.table_name)]
+        for one in self._dependents.cascading(self._facts.table_name):
+            child = self._dependents.facts[one.table.name]
+            referring += self._others(one, MATCH, self._facts, child)
+        await self._hold_referred(referring)
+
+    async def _hold_referred(self, referring: Referring) -> None:
+        """Lock what the rows of queries refer to so: of each table all at once, by their keys."""
+        named: dict[str, list[str]] = defaultdict(list)
+        for one, rows in referring:
+            parent = self._dependents.facts[one.parent.name]
+            key = ", ".join(f"q.{quote(name)}" for name in parent.primary_key)
+            named[one.parent.name].append(
+                f"SELECT {key} FROM ({rows}) AS c JOIN {parent.name} AS q ON {_refers(one, 'q')}"
+            )
+        for table, queries in named.items():
+            parent = self._dependents.facts[table]
+            key = ", ".join(f"t.{quote(name)}" for name in parent.primary_key)
+            await self._run(
+                f"SELECT FROM {parent.name} AS t WHERE ({key}) IN ({' UNION '.join(queries)}) "
+                f"ORDER BY {key} FOR SHARE"
+            )
 
     async def _refuse_orphans(self) -> None:
         """Refuse rows that would come back without the live row that they refer to."""

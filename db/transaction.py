@@ -60,7 +60,7 @@ async def transaction(
     Raises NestedTransaction inside another transaction, also from a task started there.
     """
     with _outermost(name):
-        replays = _Replays(name, receipted)
+        replays, cancels = _Replays(name, receipted), _cancels()
         while True:
             try:
                 return await _try_once(sessions, work, isolation_level)
@@ -68,6 +68,8 @@ async def transaction(
                 result: T = earlier.result
                 return result
             except DATABASE_ERRORS as error:
+                if _cancels() > cancels:
+                    raise asyncio.CancelledError from error
                 wait_s = replays.wait_s(error)
                 if wait_s is None:
                     raise
@@ -82,6 +84,15 @@ async def look(sessions: async_sessionmaker[AsyncSession], work: Work[T]) -> T:
     async with sessions() as session:
         await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         return await work(session)
+
+
+def _cancels() -> int:
+    """How often this task was cancelled.
+
+    On a connection that is lost, the error of the rollback takes the place of the cancellation.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 @contextmanager

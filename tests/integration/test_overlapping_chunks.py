@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from db.engine import make_sessions
 from jobs.insert_rows import InsertRows
+from jobs.update_rows import UpdateRows
 from tests.inprocess import Bench
 from tests.stage import connected
 from tests.workers import until
@@ -25,6 +26,17 @@ WAITS_FOR_A_ROW = """
 HAS_WRITTEN_ITS_RECEIPT = """
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
        AND state = 'idle in transaction' AND query LIKE 'UPDATE bulwark.chunk%'
+"""
+ONE_WAITS_AND_ONE_HAS_LOOKED = """
+    SELECT count(*) FILTER (WHERE wait_event_type = 'Lock') = 1
+           AND count(*) FILTER (WHERE query LIKE 'SELECT array_agg(DISTINCT row_no)%'
+                                  AND state = 'idle in transaction') = 1
+      FROM pg_stat_activity WHERE datname = current_database()
+"""
+TERMINATE_THE_OTHERS = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+     WHERE datname = current_database() AND state <> 'idle'
+       AND pid NOT IN (pg_backend_pid(), $1)
 """
 
 
@@ -74,6 +86,34 @@ async def test_a_chunk_whose_transaction_is_lost_takes_the_one_behind_with_it(
     assert await names(connection) == [one for one in IN_INPUT_ORDER if one != "Hero 15"]
     assert await bench.counts(job_id) == {"inserted": 29, "rejected": 1}
     assert [row.row_no for row in await bench.verdicts(job_id)] == [16]
+
+
+async def test_two_chunks_that_lose_their_connections_together_are_both_written(
+    bench: Bench, connection: asyncpg.Connection, obstacle: asyncpg.Connection
+) -> None:
+    """The second waits for the first, and not for PostgreSQL, and so has noticed nothing yet."""
+    await connection.execute(
+        "INSERT INTO hero (name, age) SELECT 'Hero ' || n, 1 FROM generate_series(1, 20) AS n"
+    )
+    lock = obstacle.transaction()
+    await lock.start()
+    await obstacle.execute("SELECT FROM hero WHERE id = 1 FOR UPDATE")
+    payload = UpdateRows(table="hero", keys=[*range(1, 21)], values={"age": 2}, chunk_rows=10)
+    job_id = (await bench.producer.enqueue(payload)).job_id
+    running = asyncio.create_task(bench.deliver(job_id))
+
+    async def first_waits_and_second_for_it() -> Any:
+        return await connection.fetchval(ONE_WAITS_AND_ONE_HAS_LOOKED)
+
+    await until(first_waits_and_second_for_it, "the first waits for a row, the second for its turn")
+    assert await connection.fetchval(TERMINATE_THE_OTHERS, obstacle.get_server_pid()) == 2
+    await lock.rollback()
+    async with asyncio.timeout(20):
+        await running
+    assert await bench.counts(job_id) == {"updated": 20}
+    assert (
+        await connection.fetchval("SELECT count(*) FROM hero WHERE age = 2 AND version = 2") == 20
+    )
 
 
 async def _is_told(events: list[Any], event: str) -> bool:

@@ -77,6 +77,13 @@ def test_rows_are_deleted_and_restored(cli: Cli) -> None:
             ("update", "hero", "--filter", "age", "--set", "age=1"),
             "is no condition such as age>=18",
         ),
+        (("update", "hero", "--filter", "agee=1", "--set", "age=1"), "hero has no column 'agee'"),
+        (("update", "hero", "--row", "1", "--set", "agee=1"), "hero has no field 'agee'"),
+        (
+            ("update", "hero", "--row", "1", "--set", "team_id=1"),
+            "changed by transfer_heroes alone",
+        ),
+        (("delete", "hero", "--row", "1", "--key", "name"), "name is no unique key of hero"),
         (("update", "hero", "FILE"), "hero.team_id is changed by transfer_heroes alone"),
         (("delete", "hero", "FILE"), "column 'team_id' has no field in hero"),
         (("delete", "heros", "--row", "1"), "did you mean hero?"),

@@ -78,6 +78,7 @@ def test_rows_are_deleted_and_restored(cli: Cli) -> None:
             "is no condition such as age>=18",
         ),
         (("update", "hero", "--filter", "agee=1", "--set", "age=1"), "hero has no column 'agee'"),
+        (("delete", "hero", "--filter", "age=1", "--key", "email"), "leave out key"),
         (("update", "hero", "--row", "1", "--set", "agee=1"), "hero has no field 'agee'"),
         (
             ("update", "hero", "--row", "1", "--set", "team_id=1"),

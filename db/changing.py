@@ -161,8 +161,7 @@ class _Change(DependentStage):
         indexes = () if self._effect is DELETE else self._facts.unique_indexes
         written = self._written if self._effect is OVERWRITE else ["deleted_at"]
         touched = [index for index in indexes if touched_by(index, written)]
-        names_each_other = self._facts.own_parent and self._effect is not OVERWRITE
-        alone = self._facts.changes_on_update or names_each_other
+        alone = self._facts.changes_on_update or self._names_each_other
         if alone or not all(map(self._is_foreseeable, touched)):
             return [[row] for row in rows] or [[]]
         groups = await self._meeting_the_same()
@@ -180,6 +179,14 @@ class _Change(DependentStage):
         for number, row in in_turn(rows, groups):
             rounds.setdefault(number, []).append(row)
         return [rounds[number] for number in sorted(rounds)]
+
+    @property
+    def _names_each_other(self) -> bool:
+        """Whether one row that goes, or comes back, may matter to another that does."""
+        if self._effect is OVERWRITE:
+            return False
+        entangled = self._dependents.entangle(self._facts.table_name, self._effect)
+        return self._facts.own_parent or entangled
 
     def _is_foreseeable(self, index: UniqueIndex) -> bool:
         """Whether the place that a row will have in the index can be told from its values."""

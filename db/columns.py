@@ -179,5 +179,14 @@ def changed_by(column: sa.Column[Any]) -> str | None:
     return kind
 
 
+_INTEGER_BITS = ((sa.SmallInteger, 16), (sa.BigInteger, 64), (sa.Integer, 32))
+
+
+def integer_range(column: sa.Column[Any] | orm.QueryableAttribute[Any]) -> tuple[int, int] | None:
+    """The least and the greatest number that an integer column holds; None for other types."""
+    bits = next((bits for kind, bits in _INTEGER_BITS if isinstance(column.type, kind)), None)
+    return None if bits is None else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def is_sensitive(column: sa.Column[Any]) -> bool:
     return bool(column.info.get("sensitive", False))

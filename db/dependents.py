@@ -52,6 +52,34 @@ class Dependents:
             if one.on_parent_deleted == "cascade" and "deleted_at" in one.table.c
         ]
 
+    def entangle(self, table: str, effect: Effect) -> bool:
+        """Whether what goes, or comes back, along with one row may decide about another row.
+
+        A row goes if none that stays refers to it; it comes back if all that it needs are there.
+        """
+        concerned = self._concerned(table)
+        if effect is DELETE:
+            return any(
+                one.table.name in concerned
+                for name in concerned
+                for one in self.to(name)
+                if one.on_parent_deleted == "refuse"
+            )
+        needed = {
+            name: [one for one in self.needing(name) if one.parent.name in concerned]
+            for name in concerned
+        }
+        return any(len(needs) > (0 if name == table else 1) for name, needs in needed.items())
+
+    def _concerned(self, table: str) -> set[str]:
+        """The table, and those whose rows are taken along."""
+        found, pending = {table}, [table]
+        while pending:
+            names = {one.table.name for one in self.cascading(pending.pop())} - found
+            found |= names
+            pending += names
+        return found
+
 
 class DependentStage(MatchStage):
     """A staging table whose rows delete or restore rows, and what depends on these."""
@@ -130,16 +158,16 @@ class DependentStage(MatchStage):
                 parent = self._dependents.facts[one.parent.name]
                 others.append(
                     f" AND NOT EXISTS (SELECT FROM {parent.name} AS q WHERE {_refers(one, 'q')} "
-                    f"AND q.deleted_at IS NOT NULL{self._not_coming_back(parent)})"
+                    f"AND q.deleted_at IS NOT NULL{self._not_concerned(parent, 'q')})"
                 )
         return "".join(others)
 
-    def _not_coming_back(self, parent: TableFacts) -> str:
-        """That row q of a table is not restored as well."""
-        places = [self._taken_along.get(parent.table_name)]
-        places.append(MATCH if parent.name == self._facts.name else None)
+    def _not_concerned(self, facts: TableFacts, table: str) -> str:
+        """That a row of a table is neither named nor taken along."""
+        places = [self._taken_along.get(facts.table_name)]
+        places.append(MATCH if facts.name == self._facts.name else None)
         return "".join(
-            f" AND NOT EXISTS (SELECT FROM {place} AS k WHERE {_same('q', parent, 'k')})"
+            f" AND NOT EXISTS (SELECT FROM {place} AS k WHERE {_same(table, facts, 'k')})"
             for place in places
             if place is not None
         )
@@ -177,9 +205,7 @@ class DependentStage(MatchStage):
     async def _refuse_by(self, reference: Reference, source: str, parent: TableFacts) -> None:
         child = self._dependents.facts[reference.table.name]
         alive = " AND c.deleted_at IS NULL" if "deleted_at" in reference.table.c else ""
-        along = self._taken_along.get(child.table_name)
-        if along is not None:
-            alive += f" AND NOT EXISTS (SELECT FROM {along} AS k WHERE {_same('c', child, 'k')})"
+        alive += self._not_concerned(child, "c")
         shown = ", ".join(f"c.{quote(name)}::text" for name in child.primary_key)
         found = await self._run(
             f"SELECT DISTINCT ON (p.row_no) p.row_no, concat_ws(', ', {shown}) "
@@ -234,11 +260,12 @@ class DependentStage(MatchStage):
     async def _refuse_orphans(self) -> None:
         """Refuse rows that would come back without the live row that they refer to."""
         for one in self._dependents.needing(self._facts.table_name):
+            parent = self._dependents.facts[one.parent.name]
             found = await self._run(
                 f"SELECT m.row_no FROM {MATCH} AS m JOIN {self._facts.name} AS c "
                 f"ON {self._sql.same_row_as_met('c', 'm')} "
-                f"JOIN {self._dependents.facts[one.parent.name].name} AS t ON {_refers(one)} "
-                "WHERE m.deleted_at IS NOT NULL AND t.deleted_at IS NOT NULL"
+                f"JOIN {parent.name} AS t ON {_refers(one)} WHERE m.deleted_at IS NOT NULL "
+                f"AND t.deleted_at IS NOT NULL{self._not_concerned(parent, 't')}"
             )
             text = f"{one.name} refers to a {one.parent.name} that is deleted; restore that first"
             for number in found.scalars():

@@ -157,6 +157,12 @@ def _check_fields(model: Model) -> None:
                 f"{_place(written)} has the field {strange[0]!r}, which is no column of the "
                 f"table {model.name}; remove it or add the column."
             )
+        computed = {column.key for column in model.table.columns if column.computed is not None}
+        if vain := sorted(set(written.model_fields) & computed):
+            raise ModelError(
+                f"{_place(written)} has the field {vain[0]!r}, which the database computes; remove "
+                "it."
+            )
     if shown := sorted(model.sensitive_columns & set(model.public.model_fields)):
         raise ModelError(
             f"{_place(model.public)} shows the sensitive column {shown[0]!r}; remove the field."

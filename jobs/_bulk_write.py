@@ -103,7 +103,7 @@ class BulkWrite:
         if self.given_up:
             raise Rejected(
                 "an earlier run gave this input up and counted its last rows as not reached; "
-                "import those as a new job"
+                "give those to a new job"
             )
         await self._require_few()
         if self.rules.together:
@@ -286,8 +286,8 @@ async def _open(run: ChunkedRun, source: Input) -> None:
     )
     if (opening.detail or {}).get("fingerprint") != source.fingerprint:
         raise InputError(
-            "the input is not the one that this job began with; what was committed stays, so "
-            "import the new file as a new job with on_conflict skip"
+            "the input is not the one that this job began with; what was committed stays, so give "
+            "the rows behind it to a new job, or to an import with on_conflict skip all of them"
         )
 
 

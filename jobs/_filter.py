@@ -7,18 +7,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from db.bulk import bind_processors
+from db.columns import integer_range
 from db.registry import Model
 from jobs._errors import InputError
 from jobs._nearest import did_you_mean
+from jobs._preparation import not_storable
 from jobs._problems import problems_of, said
 
 Condition = sa.ColumnElement[bool]
+MOST_VALUES = 10_000
+"""PostgreSQL takes a few more in one statement; so many are better named by their keys."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,22 @@ class Filter:
 
 def parse_filter(given: Mapping[str, Any], model: Model) -> Filter:
     """Read a filter of a payload. Raises InputError with the column and the remedy."""
+    _require_few(given)
     return Filter(sa.and_(*(_on_column(name, value, model) for name, value in given.items())))
+
+
+def _require_few(given: Mapping[str, Any]) -> None:
+    comparisons = [
+        one
+        for value in given.values()
+        for one in (value.values() if isinstance(value, Mapping) else [value])
+    ]
+    values = sum(len(one) if isinstance(one, list) else 1 for one in comparisons)
+    if values > MOST_VALUES:
+        raise InputError(
+            f"--filter: {values} values are given, and at most {MOST_VALUES} may be; name the rows "
+            "by their keys, in a file"
+        )
 
 
 def _on_column(name: str, value: Any, model: Model) -> Condition:
@@ -49,15 +68,24 @@ def _on_column(name: str, value: Any, model: Model) -> Condition:
 def _reader(name: str, model: Model) -> Callable[[Any], Any]:
     """Makes of a JSON value what the column holds."""
     annotation: Any = model.table_class.model_fields[name].annotation
+    if (bounds := integer_range(model.table.c[name])) is not None:
+        annotation = Annotated[annotation, Field(ge=bounds[0], le=bounds[1])]
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    (stored,) = bind_processors(model.table, [name])
 
     def read(value: Any) -> Any:
         try:
-            return adapter.validate_python(value)
+            found = adapter.validate_python(value)
         except ValidationError as error:
             secret = name in model.sensitive_columns
             why = "is not valid" if secret else said(problems_of(error)[0])
             raise InputError(f"--filter {name}: {why}") from None
+        if stored is not None and found is not None:
+            try:
+                stored(found)
+            except (ValueError, TypeError, LookupError, OverflowError) as error:
+                raise InputError(f"--filter {name}: {not_storable(found, error)}") from None
+        return found
 
     return read
 
@@ -72,9 +100,17 @@ def _operation(
         if not isinstance(value, list):
             raise InputError(f"--filter {column.name}: {word} takes a list")
         return _OPERATORS[word](column, [read(one) for one in value])
+    if word == "like" and not (_is_text(column) and isinstance(value, str)):
+        raise InputError(f"--filter {column.name}: like compares a column of text with a text")
     if value is None and word not in ("eq", "ne"):
         raise InputError(f"--filter {column.name}: null is neither more nor less than anything")
     return _OPERATORS[word](column, value if word == "like" else read(value))
+
+
+def _is_text(column: sa.Column[Any]) -> bool:
+    kind = column.type
+    kind = kind.impl_instance if isinstance(kind, sa.TypeDecorator) else kind
+    return isinstance(kind, sa.String) and not isinstance(kind, sa.Enum)
 
 
 def _equal(column: sa.Column[Any], value: Any) -> Condition:
@@ -92,7 +128,7 @@ def _not_equal(column: sa.Column[Any], value: Any) -> Condition:
 
 
 def _none_of(column: sa.Column[Any], values: Sequence[Any]) -> Condition:
-    return reduce(sa.and_, (_not_equal(column, value) for value in values), sa.true())
+    return sa.and_(sa.true(), *(_not_equal(column, value) for value in values))
 
 
 _OPERATORS: Mapping[str, Callable[[sa.Column[Any], Any], Condition]] = {

@@ -112,8 +112,9 @@ def _in_place(stored: FileSource | ObjectSource, source: InPlace) -> Input:
     def unchanged() -> None:
         if stored.changed():
             raise InputError(
-                f"the file {source.path} was changed while it was imported; what was committed "
-                "stays, so import the new file with on_conflict skip"
+                f"the file {source.path} was changed while the job read it; what was committed "
+                "stays, so give the rows behind it to a new job, or to an import with on_conflict "
+                "skip all of them"
             )
 
     text = Text.of(stored, source.encoding)

@@ -238,7 +238,7 @@ class Preparer:
                 values.append(value)
             except (ValueError, TypeError, LookupError) as error:
                 column = self._plan.sources.get(name, name)
-                return Refusal("invalid", f"{column}: {_not_storable(value, error)}", column)
+                return Refusal("invalid", f"{column}: {not_storable(value, error)}", column)
         return tuple(values)
 
     def _missing(self, missing: Mapping[str, Refusal], fields: Mapping[str, Any]) -> Refusal:
@@ -295,7 +295,8 @@ class Preparer:
         return is_sensitive(own) or any(is_sensitive(one.c[reference.key]) for one in parents)
 
 
-def _not_storable(value: Any, error: Exception) -> str:
+def not_storable(value: Any, error: Exception) -> str:
+    """Why a valid value does not go into its column, without the value."""
     if isinstance(value, (datetime, time)) and value.utcoffset() is None:
         return "needs a time zone, as in 2030-12-31T23:00:00+01:00 or 2030-12-31T22:00:00Z"
     return f"cannot be stored ({type(error).__name__}); correct the value"

@@ -66,6 +66,8 @@ class Selection(Payload):
             raise ValueError("give exactly one of keys, filter, rows and source")
         if self.filter is not None and not self.filter:
             raise ValueError("an empty filter means every row; name a column, such as the key")
+        if self.filter is not None and self.key is not None:
+            raise ValueError("a filter finds its rows without a key; leave out key")
         if self.keys is not None and self.key is not None and len(self.key) != 1:
             raise ValueError("keys are values of one column; give rows instead")
         return self

@@ -15,7 +15,7 @@ from pydantic import Json, StringConstraints, field_validator, model_validator
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, ExcludeConstraint
 from sqlmodel import Field, SQLModel
 
-from db.columns import SENSITIVE
+from db.columns import SENSITIVE, SoftDeletable, referring
 
 metadata = sa.MetaData(naming_convention=SQLModel.metadata.naming_convention)
 
@@ -571,3 +571,62 @@ class ErrandPublic(ErrandBase): ...
 
 
 class ErrandUpdate(SQLModel): ...
+
+
+# Two tables that refer to each other, and a row that refers to itself
+
+
+class ShipBase(Unusual):
+    name: str
+
+
+class Ship(SoftDeletable, ShipBase, Numbered, table=True):
+    captain_id: int | None = Field(
+        default=None,
+        sa_column=sa.Column(
+            sa.BigInteger,
+            sa.ForeignKey("sailor.id", name="fk_ship_captain_id", use_alter=True),
+            **referring("refuse"),
+        ),
+    )
+    towed_by: int | None = Field(
+        default=None,
+        foreign_key="ship.id",
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("refuse"),
+    )
+
+
+class ShipCreate(ShipBase):
+    captain_id: int | None = None
+    towed_by: int | None = None
+
+
+class ShipPublic(ShipCreate): ...
+
+
+class ShipUpdate(SQLModel):
+    captain_id: int | None = None
+    towed_by: int | None = None
+
+
+class SailorBase(Unusual):
+    name: str
+    ship_id: int | None = Field(
+        default=None,
+        foreign_key="ship.id",
+        sa_type=sa.BigInteger,
+        sa_column_kwargs=referring("cascade"),
+    )
+
+
+class Sailor(SoftDeletable, SailorBase, Numbered, table=True): ...
+
+
+class SailorCreate(SailorBase): ...
+
+
+class SailorPublic(SailorBase): ...
+
+
+class SailorUpdate(SQLModel): ...

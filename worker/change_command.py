@@ -2,14 +2,16 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.registry import Model, discover_models
 from jobs._discovery import discover_jobs
+from jobs._filter import parse_filter
 from jobs._input import InPlace
 from jobs._mapping import Request
 from jobs._producer import Enqueued
@@ -41,7 +43,9 @@ def change(
     model = discover_models(settings.model_modules).get(given.model)
     asked = _Change(settings, payload_class, given, model, values)
     if given.file is None:
-        enqueue_job(asked.payload(), given)
+        payload = asked.payload()
+        asyncio.run(asked.check(payload))
+        enqueue_job(payload, given)
         return
     declared = declared_shape(given.format_, given.encoding, given.delimiter)
     stays = stays_in_place(in_place=given.in_place, spool=given.spool)
@@ -74,6 +78,22 @@ class _Change:
         except ValidationError as error:
             raise BadInput(first_problem(error)) from None
 
+    async def check(self, payload: Selection) -> None:
+        """Raise InputError where the job would not begin; `payload` has no source."""
+        columns = [column.name for column in self.model.table.primary_key]
+        if payload.filter is not None:
+            parse_filter(payload.filter, self.model)
+        elif payload.key is not None:
+            columns = payload.key
+        async with open_ledger(self.settings) as sessions, sessions() as session:
+            await self._check_columns(session, payload, columns)
+
+    async def _check_columns(
+        self, session: AsyncSession, payload: Selection, columns: Sequence[str]
+    ) -> None:
+        kind = discover_jobs(self.settings.job_modules).of(payload).kind
+        await check_columns(session, self.model, payload, self.values, columns, kind)
+
     async def submit(self, source: Import) -> Enqueued:
         """Check the input and its columns, then accept the job."""
         with await asyncio.to_thread(source.open, self.settings.import_folders) as stored:
@@ -83,11 +103,10 @@ class _Change:
     async def _enqueue(self, source: Import, opened: Opened, name: str) -> Enqueued:
         shape = opened.layout.model_dump()
         payload = self.payload(source=InPlace(type="in_place", path=source.place, **shape))
-        kind = discover_jobs(self.settings.job_modules).of(payload).kind
         columns = await asyncio.to_thread(lambda: opened.reader.columns)
         async with open_ledger(self.settings) as sessions:
             async with sessions() as session:
-                await check_columns(session, self.model, payload, self.values, columns, kind)
+                await self._check_columns(session, payload, columns)
             async with open_producer(self.settings, sessions) as producer:
                 terms = self.given.terms
                 if source.stays:

@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from sqlalchemy import orm
 from sqlmodel import SQLModel
 
+from db.columns import integer_range
 from db.errors import BadKey
 from db.registry import Model
 
 Key = tuple[Any, ...]
 
 _AS_TEXT = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
-_INTEGER_BITS = ((sa.SmallInteger, 16), (sa.BigInteger, 64), (sa.Integer, 32))
 
 
 def key_attributes(model: Model) -> list[orm.QueryableAttribute[Any]]:
@@ -87,7 +87,7 @@ def _key_class(model: Model) -> type[BaseModel]:
 
 
 def _field(model: Model, attribute: orm.QueryableAttribute[Any]) -> Any:
-    bits = next((bits for kind, bits in _INTEGER_BITS if isinstance(attribute.type, kind)), None)
-    if bits is None:
+    bounds = integer_range(attribute)
+    if bounds is None:
         return model.table_class.model_fields[attribute.key].annotation
-    return Annotated[int, Field(ge=-(2 ** (bits - 1)), lt=2 ** (bits - 1))]
+    return Annotated[int, Field(ge=bounds[0], le=bounds[1])]

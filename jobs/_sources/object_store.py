@@ -66,8 +66,9 @@ class ObjectSource:
         found = obstore.get(self._store, self._key, options={"range": (start, end)})
         if _identity(found.meta) != _identity(self._version):
             raise InputError(
-                f"The object {self.uri} was changed while it was imported; what was committed"
-                " stays, so import the new one with on_conflict skip."
+                f"The object {self.uri} was changed while the job read it; what was committed "
+                "stays, so give the rows behind it to a new job, or to an import with on_conflict "
+                "skip all of them."
             )
         return bytes(found.bytes())
 

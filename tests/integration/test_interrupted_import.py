@@ -173,7 +173,7 @@ async def test_a_file_that_changes_while_it_is_imported_ends_the_import(
     job_id = await bench.run_file(path, "in place", table="note", chunk_rows=2)
     done = await bench.job(job_id)
     assert (done.state, done.reason) == ("failed", "rejected")
-    assert "was changed while it was imported" in str(done.error)
+    assert "was changed while the job read it" in str(done.error)
     rows = [row["title"] for row in await connection.fetch("SELECT title FROM note ORDER BY id")]
     assert rows == titles[: len(rows)]
     assert len(rows) in (2, 4)  # the chunk before may or may not have been on its way
@@ -194,7 +194,7 @@ async def test_a_file_that_is_cut_short_behind_the_rows_read_does_not_look_compl
         parts = opened.parts(100, 1024 * 1024, opened.data_start)
         assert len(next(parts).rows) == 100
         path.write_text("title\n" + line * 100)
-        with pytest.raises(InputError, match="was changed while it was imported"):
+        with pytest.raises(InputError, match="was changed while the job read it"):
             list(parts)
 
 

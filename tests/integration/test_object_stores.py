@@ -118,7 +118,7 @@ def test_an_object_that_is_replaced_while_it_is_read_ends_the_reading(store: Obj
     with ObjectSource(f"s3:/{PLACE}") as source:
         assert source.read_at(0, 1)
         store.objects[PLACE] = os.urandom(2 * RANGE_BYTES)
-        with pytest.raises(InputError, match="was changed while it was imported"):
+        with pytest.raises(InputError, match="was changed while the job read it"):
             source.read_at(RANGE_BYTES, 1)
 
 

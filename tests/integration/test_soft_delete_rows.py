@@ -7,10 +7,12 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
+from db.registry import discover_models
 from jobs.insert_rows import InsertRows
 from jobs.restore_rows import RestoreRows
 from jobs.soft_delete_rows import SoftDeleteRows
 from jobs.update_rows import UpdateRows
+from tests import unusual_models
 from tests.inprocess import Bench
 
 Request = SoftDeleteRows | RestoreRows | UpdateRows | InsertRows
@@ -183,6 +185,61 @@ async def test_by_natural_key_the_row_deleted_last_comes_back(club: Bench) -> No
     async with club.sessions() as session:
         names = await session.scalars(sa.text("SELECT name FROM hero WHERE deleted_at IS NULL"))
         assert sorted(names) == ["Hero 1", "Hero 2", "New"]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 100])
+async def test_what_goes_along_later_still_refuses_an_earlier_row(
+    club: Bench, chunk_rows: int
+) -> None:
+    wanted: Any = {"hero.team_id": "cascade", "membership.team_id": "refuse"}
+    request = SoftDeleteRows(table="team", keys=[2, 1], references=wanted, chunk_rows=chunk_rows)
+    counts, job_id = await run(club, request)
+    assert counts == {"rejected": 1, "deleted": 1}
+    assert [one.row_no for one in await club.verdicts(job_id)] == [1]
+    assert await live(club, "team") == [2]
+
+
+async def test_a_role_stays_deleted_when_its_hero_cannot_come_back(club: Bench) -> None:
+    along: Any = {"hero.team_id": "cascade"}
+    await run(club, SoftDeleteRows(table="team", keys=[1, 2], references=along))
+    await run(club, InsertRows(table="team", rows=[{"name": "A"}]))
+    counts, _ = await run(club, RestoreRows(table="team", keys=[1, 2], references=along))
+    assert counts == {"rejected": 1, "restored": 1}
+    assert await live(club, "team") == [2, 3]
+    assert await live(club, "hero") == []
+    assert await live(club, "membership") == []
+
+
+@pytest.fixture
+async def fleet(bench: Bench, unusual_tables: None) -> Bench:
+    """A worker, and two ships that their own sailors command: ids begin at 1."""
+    bench.models = discover_models([unusual_models.__name__])
+    await bench.run(InsertRows(table="ship", rows=[{"name": "A"}, {"name": "B"}]))
+    sailors: list[Any] = [{"name": f"Sailor {n}", "ship_id": 1 + n % 2} for n in range(4)]
+    await bench.run(InsertRows(table="sailor", rows=sailors))
+    captains: list[Any] = [{"id": 1, "captain_id": 1}, {"id": 2, "captain_id": 2}]
+    await bench.run(UpdateRows(table="ship", rows=captains))
+    return bench
+
+
+async def test_rows_that_refer_to_each_other_go_and_come_back_together(fleet: Bench) -> None:
+    counts, _ = await run(fleet, SoftDeleteRows(table="sailor", keys=[1]))
+    assert counts == {"rejected": 1}
+    counts, _ = await run(fleet, SoftDeleteRows(table="ship", keys=[1]))
+    assert counts == {"deleted": 1}
+    assert await live(fleet, "sailor") == [2, 4]
+    counts, _ = await run(fleet, RestoreRows(table="ship", keys=[1]))
+    assert counts == {"restored": 1}
+    assert await live(fleet, "ship") == [1, 2]
+    assert await live(fleet, "sailor") == [1, 2, 3, 4]
+
+
+async def test_a_row_that_refers_to_itself_goes_and_comes_back(fleet: Bench) -> None:
+    await run(fleet, UpdateRows(table="ship", keys=[2], values={"towed_by": 2}))
+    counts, _ = await run(fleet, SoftDeleteRows(table="ship", keys=[2]))
+    assert counts == {"deleted": 1}
+    counts, _ = await run(fleet, RestoreRows(table="ship", keys=[2]))
+    assert counts == {"restored": 1}
 
 
 async def test_a_filter_deletes_live_rows_and_restores_deleted_ones(club: Bench) -> None:

@@ -132,6 +132,21 @@ async def test_a_filter_means_what_it_says(
         ({"filter": {"agee": 1}, "values": {"age": 1}}, "no column 'agee'; did you mean 'age'?"),
         ({"filter": {"age": {"le_": 1}}, "values": {"age": 1}}, "unknown operator 'le_'"),
         ({"filter": {"age": "old"}, "values": {"age": 1}}, "--filter age: "),
+        ({"filter": {"id": 2**70}, "values": {"age": 1}}, "--filter id: "),
+        ({"filter": {"id": {"in": [*range(10_001)]}}, "values": {"age": 1}}, "at most 10000 may"),
+        (
+            {"filter": {"age": {"like": "1%"}}, "values": {"age": 1}},
+            "like compares a column",
+        ),
+        ({"filter": {"name": {"like": 5}}, "values": {"age": 1}}, "like compares a column"),
+        (
+            {"filter": {"created_at": {"gt": "2026-01-01T00:00:00"}}, "values": {"age": 1}},
+            "--filter created_at: needs a time zone",
+        ),
+        (
+            {"filter": {"created_at": {"gt": "9999-12-31T23:59:59-14:00"}}, "values": {"age": 1}},
+            "--filter created_at: cannot be stored",
+        ),
         ({"rows": [{"name": "Zoe"}]}, "the input gives no key of hero; name one with --key"),
         ({"rows": [{"id": 1}]}, "nothing but the key of hero is given"),
         ({"rows": [{"id": 1, "age": 2}], "key": ["name"]}, "--key: name is no unique key of hero"),

@@ -136,6 +136,15 @@ def test_a_field_that_is_no_column_is_an_error(module: WriteModule) -> None:
         discover_models([name])
 
 
+def test_a_field_that_the_database_computes_is_an_error(module: WriteModule) -> None:
+    source = villain("Riddler")
+    computed = "plan: str = Field(sa_column=sa.Column(sa.Text, sa.Computed(\"'none'\")))"
+    source = source.replace("plan: str = Field(sa_column_kwargs={})", computed)
+    name = module("import sqlalchemy as sa\n" + source)
+    with pytest.raises(ModelError, match="has the field 'plan', which the database computes"):
+        discover_models([name])
+
+
 def test_a_sensitive_column_in_the_public_class_is_an_error(module: WriteModule) -> None:
     name = module(villain("Bane", plan_options="SENSITIVE"))
     with pytest.raises(ModelError, match="BanePublic shows the sensitive column 'plan'"):

@@ -119,6 +119,7 @@ class _Change(DependentStage):
         self._clashing: dict[int, Refusal] = {}
         self._dependents = change.dependents
         self._taken_along = {}
+        self._places = {}
         self._changed_along = Counter()
 
     # Matching

@@ -88,6 +88,8 @@ class DependentStage(MatchStage):
     _effect: Effect
     _taken_along: dict[str, str]
     """By table, the temporary table of the keys that are taken along, with the row_no for which."""
+    _places: dict[str, str]
+    """All of these tables that were made, also in earlier rounds."""
     _changed_along: Counter[str]
     """By table, how many rows were."""
 
@@ -180,17 +182,28 @@ class DependentStage(MatchStage):
         return f" AND NOT EXISTS (SELECT FROM {MATCH} AS m WHERE {same})"
 
     async def _place_for(self, child: TableFacts) -> str:
-        """The temporary table for the keys of a table; made when it is first asked for."""
-        if child.table_name not in self._taken_along:
-            place = f"bulwark_along_{len(self._taken_along)}"
-            self._taken_along[child.table_name] = place
-            keys = ", ".join(f"{quote(name)} AS {k}" for name, k in _keys(child))
-            await self._run(f"DROP TABLE IF EXISTS pg_temp.{place}")
-            await self._run(
-                f"CREATE TEMPORARY TABLE {place} ON COMMIT DROP AS SELECT 0 AS row_no, "
-                f"deleted_at, {keys} FROM {child.name} WITH NO DATA"
-            )
-        return self._taken_along[child.table_name]
+        """The temporary table for the keys of a table, empty when a round first asks for it.
+
+        It is made once: until the transaction ends, each that was made keeps a lock.
+        """
+        name = child.table_name
+        if name not in self._taken_along:
+            if name in self._places:
+                await self._run(f"TRUNCATE {self._places[name]}")
+            else:
+                self._places[name] = await self._make_place(child, len(self._places))
+            self._taken_along[name] = self._places[name]
+        return self._taken_along[name]
+
+    async def _make_place(self, child: TableFacts, number: int) -> str:
+        place = f"bulwark_along_{number}"
+        keys = ", ".join(f"{quote(name)} AS {k}" for name, k in _keys(child))
+        await self._run(f"DROP TABLE IF EXISTS pg_temp.{place}")
+        await self._run(
+            f"CREATE TEMPORARY TABLE {place} ON COMMIT DROP AS SELECT 0 AS row_no, "
+            f"deleted_at, {keys} FROM {child.name} WITH NO DATA"
+        )
+        return place
 
     async def _refuse_referenced(self) -> None:
         """Refuse the rows that live rows refer to where that is not allowed."""

@@ -242,6 +242,18 @@ async def test_a_row_that_refers_to_itself_goes_and_comes_back(fleet: Bench) -> 
     assert counts == {"restored": 1}
 
 
+async def test_rows_that_go_one_by_one_take_no_more_locks_the_more_they_are(fleet: Bench) -> None:
+    made: list[str] = []
+
+    @sa.event.listens_for(fleet.sessions.kw["bind"].sync_engine, "before_cursor_execute")
+    def note(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("CREATE TEMPORARY TABLE bulwark_along"):
+            made.append(statement)
+
+    await run(fleet, SoftDeleteRows(table="ship", keys=[1, 2]))
+    assert len(made) == 1
+
+
 async def test_a_filter_deletes_live_rows_and_restores_deleted_ones(club: Bench) -> None:
     everyone: dict[str, Any] = {"name": {"like": "Hero %"}}
     counts, _ = await run(club, SoftDeleteRows(table="hero", filter=everyone, chunk_rows=2))

@@ -60,6 +60,7 @@ class Executor:
     silence: Silence = _leave_rings
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)
     _gatherings: defaultdict[str, Gathering] = field(default_factory=lambda: defaultdict(Gathering))
+    _turned_away: set[UUID] = field(default_factory=set)
     _stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -112,6 +113,14 @@ class Executor:
             async with self.solitude.alone() as alone:
                 if alone:
                     await self._claim_and_run(job_id, alone=True)
+                    self._call_turned_away()
+                else:
+                    self._turned_away.add(job_id)
+
+    def _call_turned_away(self) -> None:
+        """Have the suspects that came in vain rung again: by their age that might take minutes."""
+        self.unclaimed |= self._turned_away
+        self._turned_away.clear()
 
     async def _carry_out_together(self, job_id: UUID, kind: str | None) -> bool:
         """Carry it out with others of its kind; tell whether nothing is left to do for it."""

@@ -403,8 +403,9 @@ async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_
     for note in ("first", "second"):
         own_jobs.may_end[note].set()
     await asyncio.gather(before, *suspects)
-    states = sorted([(await stage.row(ids[note]))["state"] for note in ("first", "second")])
-    assert states == ["queued", "succeeded"]
+    states = {(await stage.row(ids[note]))["state"]: ids[note] for note in ("first", "second")}
+    assert sorted(states) == ["queued", "succeeded"]
+    assert executor.unclaimed == {states["queued"]}, "it is rung again, now that there is room"
 
 
 async def _true(value: bool) -> bool:

@@ -49,6 +49,13 @@ class ChunkedRun:
         """Run statements that change nothing, in a transaction of their own."""
         return await transaction(self.sessions, work, name="job.read", receipted=True)
 
+    async def report(self) -> dict[str, Any]:
+        """What has become of the rows so far, for the outcome of the job."""
+        done = await self.read(lambda session: chunk.tally(session, self.claim.job_id))
+        along = await self.read(lambda session: chunk.changed_along(session, self.claim.job_id))
+        told = {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
+        return {**told, "along": along} if along else told
+
     async def commit_chunk(
         self,
         chunk_no: int,

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from db.errors import UnknownModel
-from db.ledger import chunk
 from jobs._bulk_write import BulkWrite
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._errors import Rejected
@@ -113,8 +112,7 @@ async def insert_rows(run: ChunkedRun, payload: InsertRows) -> Outcome:
     """
     async with _bulk_write(run, payload) as writing:
         await writing.write_all()
-    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
-    return {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
+    return await run.report()
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """Restore rows that were deleted softly, by key or by filter."""
 
 from db.columns import OnParentDeleted
-from db.ledger import chunk
 from db.overwriting import RESTORE
 from jobs._declaration import Outcome, chunked_job
 from jobs._run import ChunkedRun
@@ -30,11 +29,4 @@ async def restore_rows(run: ChunkedRun, payload: RestoreRows) -> Outcome:
     """Restore the rows chunk by chunk; run again it goes on behind the last committed chunk."""
     async with changing(run, payload, RESTORE, references=payload.references) as writing:
         await writing.write_all()
-    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
-    along = await run.read(lambda session: chunk.changed_along(session, run.claim.job_id))
-    return {
-        "rows": done.rows,
-        "filtered": done.filtered,
-        "verdicts": dict(done.counts),
-        "along": along,
-    }
+    return await run.report()

@@ -1,7 +1,6 @@
 """Delete rows softly, by key or by filter: they stay, and are no longer seen."""
 
 from db.columns import OnParentDeleted
-from db.ledger import chunk
 from db.overwriting import DELETE
 from jobs._declaration import Outcome, chunked_job
 from jobs._run import ChunkedRun
@@ -30,11 +29,4 @@ async def soft_delete_rows(run: ChunkedRun, payload: SoftDeleteRows) -> Outcome:
     """Delete the rows chunk by chunk; run again it goes on behind the last committed chunk."""
     async with changing(run, payload, DELETE, references=payload.references) as writing:
         await writing.write_all()
-    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
-    along = await run.read(lambda session: chunk.changed_along(session, run.claim.job_id))
-    return {
-        "rows": done.rows,
-        "filtered": done.filtered,
-        "verdicts": dict(done.counts),
-        "along": along,
-    }
+    return await run.report()

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, model_validator
 
-from db.ledger import chunk
 from jobs._bulk_write import BulkWrite
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._input import InPlace, Spooled, open_input
@@ -98,14 +97,7 @@ async def transfer_window(run: ChunkedRun, payload: TransferWindow) -> Outcome:
     """Carry out the transfers in their order; run again it goes on behind the last chunk."""
     async with _bulk_write(run, payload) as writing:
         await writing.write_all()
-    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
-    along = await run.read(lambda session: chunk.changed_along(session, run.claim.job_id))
-    return {
-        "rows": done.rows,
-        "filtered": done.filtered,
-        "verdicts": dict(done.counts),
-        "along": along,
-    }
+    return await run.report()
 
 
 @asynccontextmanager

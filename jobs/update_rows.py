@@ -2,7 +2,6 @@
 
 from pydantic import JsonValue, model_validator
 
-from db.ledger import chunk
 from db.overwriting import OVERWRITE
 from jobs._declaration import Outcome, chunked_job
 from jobs._run import ChunkedRun
@@ -37,5 +36,4 @@ async def update_rows(run: ChunkedRun, payload: UpdateRows) -> Outcome:
     """Change the rows chunk by chunk; run again it goes on behind the last committed chunk."""
     async with changing(run, payload, OVERWRITE, payload.values) as writing:
         await writing.write_all()
-    done = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
-    return {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
+    return await run.report()

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted
 from db.ledger.claims import end_many, fence_many, left_as
-from db.ledger.job import ENDED, Claim, Limits
+from db.ledger.job import Claim, Limits, State
 from db.transaction import transaction
 from jobs._declaration import BatchResults, Job, Outcome, Payload
 from jobs._errors import Rejected, WrongResults
@@ -68,7 +68,7 @@ def _read(declared: Job[Any], held: Claim) -> Payload | Rejected:
 async def _have_ended(session: AsyncSession, lost: Sequence[Claim]) -> bool:
     """Whether an earlier try, whose answer was lost, has committed: then it ended these jobs."""
     left = await left_as(session, lost)
-    return any(state in ENDED for state in left.values())
+    return any(state in (State.SUCCEEDED, State.FAILED) for state in left.values())
 
 
 async def _results(

@@ -43,6 +43,8 @@ def change(
     model = discover_models(settings.model_modules).get(given.model)
     asked = _Change(settings, payload_class, given, model, values)
     if given.file is None:
+        if idle := given.about_a_file:
+            raise BadInput(f"{', '.join(idle)}: that is about a FILE, and none is given.")
         payload = asked.payload()
         asyncio.run(asked.check(payload))
         enqueue_job(payload, given)

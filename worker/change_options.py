@@ -12,6 +12,10 @@ from worker.exit_codes import BadInput
 from worker.import_command import pairs
 
 _CONDITION = re.compile(r"(\w+)\s*(<=|>=|!=|=|<|>|~)(.*)", re.DOTALL)
+_ABOUT_A_FILE = (
+    *("map_", "where", "ignore", "ignore_unknown", "expect_version"),
+    *("format_", "encoding", "delimiter", "in_place", "spool"),
+)
 _OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "~": "like"}
 
 Model = Annotated[str, Argument(metavar="MODEL", help="The table, or its class.")]
@@ -89,6 +93,15 @@ class ChangeOptions(JobOptions):
     delimiter: ask.Delimiter = None
     in_place: ask.InPlace = False
     spool: ask.Spool = False
+
+    @property
+    def about_a_file(self) -> list[str]:
+        """The options given that say what a file is, or how it is read."""
+        return [
+            f"--{name.strip('_').replace('_', '-')}"
+            for name in _ABOUT_A_FILE
+            if getattr(self, name) not in (None, False)
+        ]
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -29,21 +29,21 @@ class TransferBase(SQLModel):
         foreign_key="hero.id",
         index=True,
         sa_type=sa.BigInteger,
-        sa_column_kwargs=referring("leave"),
+        sa_column_kwargs=referring("leave", changed_by="transfer_heroes"),
     )
     from_team_id: Reference | None = Field(
         default=None,
         foreign_key="team.id",
         index=True,
         sa_type=sa.BigInteger,
-        sa_column_kwargs=referring("leave"),
+        sa_column_kwargs=referring("leave", changed_by="transfer_heroes"),
     )
     to_team_id: Reference | None = Field(
         default=None,
         foreign_key="team.id",
         index=True,
         sa_type=sa.BigInteger,
-        sa_column_kwargs=referring("leave"),
+        sa_column_kwargs=referring("leave", changed_by="transfer_heroes"),
     )
     transferred_at: Instant = Field(
         default=None, nullable=False, sa_column_kwargs={"server_default": sa.func.now()}

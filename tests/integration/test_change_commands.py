@@ -87,6 +87,14 @@ def test_rows_are_deleted_and_restored(cli: Cli) -> None:
         (("delete", "hero", "--row", "1", "--key", "name"), "name is no unique key of hero"),
         (("update", "hero", "FILE"), "hero.team_id is changed by transfer_heroes alone"),
         (("delete", "hero", "FILE"), "column 'team_id' has no field in hero"),
+        (
+            ("delete", "hero", "--row", "1", "--format", "csv", "--in-place"),
+            "--format, --in-place: that is about a FILE, and none is given.",
+        ),
+        (
+            ("update", "transfer", "--row", "1", "--set", "hero_id=2"),
+            "transfer.hero_id is changed by transfer_heroes alone",
+        ),
         (("delete", "heros", "--row", "1"), "did you mean hero?"),
     ],
 )

@@ -62,7 +62,7 @@ async def test_a_purge_that_is_killed_removes_and_archives_each_row_once(
             worker.kill()
             assert (await bench.job(job_id)).state == "running"
         start(env)
-        await until(lambda: ended(connection, job_id), "the purge has ended")
+        await until(lambda: ended(connection, job_id), "the purge has ended", 120.0)
 
     done: Any = await bench.job(job_id)
     assert done.state == "succeeded", done.error

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--rows", "2000", "--pairs", "1", "--samples", "3", "--idle-s", "0.5", "--transfers", "40"]
-MEASURES = ["insert", "upsert", "pickup", "idle", "transfers"]
+MEASURES = ("insert", "upsert", "update", "purge", "pickup", "idle", "transfers")
 
 
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,7 @@ def test_every_figure_stands_with_its_reference_and_target(
     assert [(name, one["name"]) for name, one in figures] == [
         ("insert", "speed"),
         ("upsert", "speed"),
+        ("update", "speed"),
         ("purge", "speed"),
         ("purge", "p50 of updates beside"),
         ("purge", "p99 of updates beside"),

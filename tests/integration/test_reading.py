@@ -441,7 +441,7 @@ def test_what_is_no_cursor_of_the_model_is_refused(cursor: str) -> None:
     ("model", "words", "told"),
     [
         ("hero", ["x"], "'x' is no key of hero: id: "),
-        ("hero", [str(2**63)], "less than 9223372036854775808"),
+        ("hero", [str(2**63)], "less than or equal to 9223372036854775807"),
         ("hero", ["1", "2"], "A hero is named by one value: give id."),
         ("seat", ["A"], "A seat is named by 2 values: give hall number."),
         ("badge", ["7"], "is no key of badge"),

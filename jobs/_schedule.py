@@ -24,7 +24,7 @@ ON_TIME = timedelta(seconds=60)
 """A slot that is not later than this was not missed."""
 MOST_AT_ONCE = 100
 """How many missed slots can be made up for, and how many are recorded."""
-OVERRIDABLE = ("cron", "timezone", "missed", "most", "overlap", "enabled")
+OVERRIDABLE = ("cron", "timezone", "missed", "most", "overlap", "payload", "enabled")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _CHOICES = {"missed": get_args(Missed), "overlap": get_args(Overlap)}
 _TYPES = {"name": str, "cron": str, "timezone": str, "most": int, "enabled": bool}
@@ -51,8 +51,8 @@ class Schedule:
     `missed` is about the slots that passed while no worker was there: none is fired, `once` the
     latest, or `all`, of which the last `most`. `overlap` is about a slot whose predecessor's job
     has not ended: it is skipped, or its job queued behind. `off_until` names a setting that has to
-    be given before the schedule is on. Every option but name, payload and off_until can be
-    overridden by the settings.
+    be given before the schedule is on. Every option but name and off_until can be overridden by
+    the settings.
     """
 
     name: str

@@ -43,7 +43,7 @@ def plan_schedules(jobs: Jobs, settings: Settings) -> tuple[Plan, ...]:
 def _plan(job: Job[Payload], declared: Schedule, settings: Settings) -> Plan:
     given = settings.schedules.get(declared.name, {})
     try:
-        schedule = declared.overridden(given)
+        schedule = declared.overridden(given).with_payload_of(job.payload)
         assert isinstance(schedule.payload, Payload)
         plan = Plan(schedule, job.kind, schedule.payload, _awaited(schedule, settings))
         _ = plan.cron.zone

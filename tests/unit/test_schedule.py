@@ -99,6 +99,11 @@ def test_a_schedule_is_overridden_by_the_settings() -> None:
     assert (plan.schedule.overlap, plan.is_on) == ("queue", True)
 
 
+def test_the_payload_of_a_schedule_may_be_another_in_one_installation() -> None:
+    plan = planned(NIGHTLY, schedules={"nightly": {"payload": {"times": 12}}})
+    assert plan.payload == Chime(times=12)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -108,6 +113,7 @@ def test_a_schedule_is_overridden_by_the_settings() -> None:
         ({"nightly": {"cron": "0 99 * * *"}}, "bad hour"),
         ({"nightly": {"timezone": "Mars"}}, "there is no time zone 'Mars'"),
         ({"nightly": {"enabled": "no"}}, "enabled 'no' is no bool"),
+        ({"nightly": {"payload": {"times": "often"}}}, "nightly: payload.times: "),
     ],
 )
 def test_an_override_that_cannot_be_names_the_variable(given: dict[str, Any], told: str) -> None:

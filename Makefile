@@ -18,7 +18,7 @@ demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 	@$(BIN)/bulwark demo
 
 test: $(STAMP) ## Run every test, two files at a time, each on an own PostgreSQL and Valkey.
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 bench: $(STAMP) ## Measure side by side with psql and stock arq; ONLY="insert" for one measure.
 	@$(BIN)/python -m tests.benchmarks $(ONLY) $(OPTIONS)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -187,9 +188,11 @@ async def _disturbed(site: Site, path: Path, start: Start) -> UUID:
         worker.kill()
         killed_s = time.monotonic()
         assert await site.state(job_id) == "running"
+        claim_id = await site.scalar("SELECT claim_id FROM bulwark.job WHERE id = :id", id=job_id)
         worker = start(site.env)
         if kill in FLUSHES:
-            await until(lambda: _is(site, job_id, "queued"), "the job is taken back", RECOVERY_S)
+            taken_back = partial(_is_taken_back, site, job_id, claim_id)
+            await until(taken_back, "the job is taken back", RECOVERY_S)
             await site.redis.flushdb()
         await _more_chunks(site, job_id, 1)
         assert time.monotonic() - killed_s < RECOVERY_S
@@ -197,8 +200,15 @@ async def _disturbed(site: Site, path: Path, start: Start) -> UUID:
     return job_id
 
 
-async def _is(site: Site, job_id: UUID, state: str) -> bool:
-    return await site.state(job_id) == state
+async def _is_taken_back(site: Site, job_id: UUID, claim_id: UUID) -> bool:
+    """Whether the job waits, or somebody else was quick to have it."""
+    return bool(
+        await site.scalar(
+            "SELECT state = 'queued' OR claim_id <> :claim FROM bulwark.job WHERE id = :id",
+            id=job_id,
+            claim=claim_id,
+        )
+    )
 
 
 async def _more_chunks(site: Site, job_id: UUID, more: int) -> None:

@@ -53,8 +53,8 @@ def _leave_out_deleted(state: orm.ORMExecuteState) -> None:
 
 def _is_refresh(state: orm.ORMExecuteState) -> bool:
     """Whether this is `session.refresh`, and not a column that is read again since it expired."""
-    # there is no public name for it
-    return state.is_column_load and state.load_options._is_user_refresh  # noqa: SLF001
+    refreshes = state.load_options._is_user_refresh  # noqa: SLF001 - it has no public name
+    return state.is_column_load and refreshes
 
 
 def _of_live_row(state: orm.ORMExecuteState) -> Any:

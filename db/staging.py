@@ -49,7 +49,7 @@ class Stage:
         names = "|".join(bind) or "(?!)"
         text = sa.text(re.sub(rf":(?!(?:{names})\b)", r"\:", sql))
         # typed as any Result, but textual SQL always gives a CursorResult
-        return await self._session.execute(text, bind)  # type: ignore[return-value]  # see above
+        return await self._session.execute(text, bind)  # type: ignore[return-value]  # text gives a CursorResult
 
     async def _numbers(self, sql: str, **bind: Any) -> list[int]:
         """What a query of one column gives, as one array: thousands of rows cost much more."""

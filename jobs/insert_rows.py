@@ -9,16 +9,16 @@ from pydantic import Field, JsonValue, model_validator
 
 from db.errors import UnknownModel
 from jobs._bulk_write import BulkWrite
-from jobs._declaration import Outcome, Payload, chunked_job
+from jobs._declaration import Outcome, chunked_job
 from jobs._errors import Rejected
 from jobs._input import InPlace, Spooled, open_input
 from jobs._inserter import Clashes, Inserter
-from jobs._mapping import Request
+from jobs._mapped import MappedInput
 from jobs._rules import Rules
 from jobs._run import ChunkedRun
 
 
-class InsertRows(Payload):
+class InsertRows(MappedInput):
     """What to insert, from where, and what to do about rows that do not fit.
 
     `map`, `constants`, `where`, `ignore` and `ignore_unknown` say what the columns mean.
@@ -35,14 +35,8 @@ class InsertRows(Payload):
     table: str
     rows: list[dict[str, JsonValue]] | None = None
     source: Annotated[InPlace | Spooled, Field(discriminator="type")] | None = None
-    map: dict[str, str] = {}
-    constants: dict[str, JsonValue] = {}
-    where: dict[str, str] = {}
-    ignore: list[str] = []
-    ignore_unknown: bool = False
     on_conflict: Literal["reject", "skip", "update"] = "reject"
     update: list[str] | None = None
-    expect_version: str | None = None
     on_deleted: Literal["insert", "revive", "reject"] = "insert"
     on_missing: Literal["reject", "create", "null"] = "reject"
     atomic: bool = False
@@ -83,18 +77,6 @@ class InsertRows(Payload):
     @property
     def _updated(self) -> frozenset[str] | None:
         return None if self.update is None else frozenset(self.update)
-
-    @property
-    def request(self) -> Request:
-        """What the columns mean."""
-        return Request(
-            self.map,
-            self.constants,
-            self.where,
-            self.ignore,
-            self.ignore_unknown,
-            self.expect_version,
-        )
 
 
 async def count_the_rest(run: ChunkedRun, payload: InsertRows) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field, JsonValue, model_validator
 
 from jobs._bulk_write import BulkWrite
-from jobs._declaration import Outcome, Payload, chunked_job
+from jobs._declaration import Outcome, chunked_job
 from jobs._input import InPlace, Spooled, open_input
-from jobs._mapping import Request
+from jobs._mapped import MappedInput
 from jobs._mover import Mover
 from jobs._rules import Rules
 from jobs._run import ChunkedRun
@@ -20,7 +20,7 @@ MOST_CHUNK_ROWS = 100_000
 MOST_CHUNK_BYTES = 8 * 1024 * 1024
 
 
-class TransferWindow(Payload):
+class TransferWindow(MappedInput):
     """The transfers, each with the fields of TransferCreate: hero_id, from_team_id, to_team_id.
 
     No value in `from_team_id` is a free agent, none in `to_team_id` a release. `from_anywhere` is
@@ -35,13 +35,7 @@ class TransferWindow(Payload):
 
     rows: list[dict[str, JsonValue]] | None = None
     source: Annotated[InPlace | Spooled, Field(discriminator="type")] | None = None
-    map: dict[str, str] = {}
-    constants: dict[str, JsonValue] = {}
-    where: dict[str, str] = {}
-    ignore: list[str] = []
-    ignore_unknown: bool = False
     from_anywhere: bool = False
-    expect_version: str | None = None
     atomic: bool = False
     max_rejects: Annotated[int, Field(ge=0)] | None = None
     max_rows: Annotated[int, Field(ge=0)] | None = None
@@ -71,18 +65,6 @@ class TransferWindow(Payload):
             self.max_rows,
             atomic=self.atomic,
             dry_run=self.dry_run,
-        )
-
-    @property
-    def request(self) -> Request:
-        """What the columns mean."""
-        return Request(
-            self.map,
-            self.constants,
-            self.where,
-            self.ignore,
-            self.ignore_unknown,
-            self.expect_version,
         )
 
 

@@ -147,8 +147,32 @@ IntervalS = Annotated[
 ]
 
 
+class ColumnOptions:
+    """What the options say of columns, for a command that has these among its own."""
+
+    map_: Texts
+    set_: Texts
+    where: Texts
+    ignore: Texts
+    ignore_unknown: bool
+    expect_version: str | None
+
+    @property
+    def columns(self) -> Request:
+        """What the columns mean."""
+        constants = pairs("--set", self.set_ or ())
+        return Request(
+            map=pairs("--map", self.map_ or ()),
+            constants={name: value or None for name, value in constants.items()},
+            where=pairs("--where", self.where or ()),
+            ignore=self.ignore or (),
+            ignore_unknown=self.ignore_unknown,
+            expect_version=self.expect_version,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Given(JobOptions):
+class Given(ColumnOptions, JobOptions):
     """What `bulwark import` was told; each field is an argument or an option of it."""
 
     model: Model = None
@@ -176,19 +200,6 @@ class Given(JobOptions):
     watch: Watch = None
     once: Once = False
     interval_s: IntervalS = 5.0
-
-    @property
-    def columns(self) -> Request:
-        """What the columns mean."""
-        constants = pairs("--set", self.set_ or ())
-        return Request(
-            map=pairs("--map", self.map_ or ()),
-            constants={name: value or None for name, value in constants.items()},
-            where=pairs("--where", self.where or ()),
-            ignore=self.ignore or (),
-            ignore_unknown=self.ignore_unknown,
-            expect_version=self.expect_version,
-        )
 
     @property
     def options(self) -> dict[str, Any]:

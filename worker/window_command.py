@@ -10,7 +10,6 @@ from typer import Argument
 
 from db.registry import discover_models
 from jobs._input import InPlace
-from jobs._mapping import Request
 from jobs._mover import require_teams
 from jobs._producer import Enqueued
 from jobs._sources.opened import Opened
@@ -23,7 +22,7 @@ from worker.arguments import JobOptions, told
 from worker.command_group import quiet_settings
 from worker.connection import open_ledger, open_producer
 from worker.exit_codes import BadInput, first_problem
-from worker.import_command import Import, check_mapping, pairs
+from worker.import_command import Import, check_mapping
 from worker.import_file import declared_shape, import_file, stays_in_place
 from worker.settings import Settings
 from worker.transfer_options import FromAnywhere
@@ -35,7 +34,7 @@ File = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowOptions(JobOptions):
+class WindowOptions(ask.ColumnOptions, JobOptions):
     """What `bulwark transfer-window` was told; each field is an argument or an option of it."""
 
     file: File
@@ -56,19 +55,6 @@ class WindowOptions(JobOptions):
     delimiter: ask.Delimiter = None
     in_place: ask.InPlace = False
     spool: ask.Spool = False
-
-    @property
-    def columns(self) -> Request:
-        """What the columns mean."""
-        constants = pairs("--set", self.set_ or ())
-        return Request(
-            map=pairs("--map", self.map_ or ()),
-            constants={name: value or None for name, value in constants.items()},
-            where=pairs("--where", self.where or ()),
-            ignore=self.ignore or (),
-            ignore_unknown=self.ignore_unknown,
-            expect_version=self.expect_version,
-        )
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -8,6 +8,13 @@ from tests.benchmarks.site import Site
 
 COLUMNS = "name,age,email,external_id,team_id"
 TEAMS = 500
+RESTORE = (
+    "TRUNCATE hero CASCADE",
+    "INSERT INTO hero SELECT * FROM hero_before",
+    "VACUUM (ANALYZE) hero",
+    "CHECKPOINT",
+)
+"""Brings back the heroes that were kept in `hero_before`."""
 
 
 async def make_teams(site: Site) -> list[int]:

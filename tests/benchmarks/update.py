@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs._input import InPlace
 from jobs.update_rows import UpdateRows
-from tests.benchmarks.heroes import COLUMNS, make_teams, write_heroes
+from tests.benchmarks.heroes import COLUMNS, RESTORE, make_teams, write_heroes
 from tests.benchmarks.imports import Contest, compare
 from tests.benchmarks.measure import Options, Report, Tell
 from tests.benchmarks.site import Site
@@ -22,12 +22,6 @@ _UPDATE = """
         updated_at = now(), version = hero.version + 1
       FROM incoming WHERE hero.id = incoming.id AND hero.deleted_at IS NULL
 """
-_RESTORE = (
-    "TRUNCATE hero CASCADE",
-    "INSERT INTO hero SELECT * FROM hero_before",
-    "VACUUM (ANALYZE) hero",
-    "CHECKPOINT",
-)
 
 
 def expected_s(options: Options) -> float:
@@ -59,7 +53,7 @@ async def make_contest(site: Site, rows: int) -> Contest:
             f"\\copy incoming FROM '{patches}' CSV HEADER",
             _UPDATE,
         ],
-        partial(site.execute, *_RESTORE),
+        partial(site.execute, *RESTORE),
     )
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from jobs._input import InPlace
 from jobs.insert_rows import InsertRows
-from tests.benchmarks.heroes import COLUMNS, make_teams, write_heroes
+from tests.benchmarks.heroes import COLUMNS, RESTORE, make_teams, write_heroes
 from tests.benchmarks.imports import Contest, compare
 from tests.benchmarks.measure import Options, Report, Tell
 from tests.benchmarks.site import Site
@@ -20,12 +20,6 @@ _UPSERT = f"""
     DO UPDATE SET name = excluded.name, age = excluded.age, email = excluded.email,
         team_id = excluded.team_id, updated_at = now(), version = hero.version + 1
 """
-_RESTORE = (
-    "TRUNCATE hero CASCADE",
-    "INSERT INTO hero SELECT * FROM hero_before",
-    "VACUUM (ANALYZE) hero",
-    "CHECKPOINT",
-)
 
 
 def expected_s(options: Options) -> float:
@@ -57,7 +51,7 @@ async def make_contest(site: Site, rows: int) -> Contest:
             f"\\copy incoming ({COLUMNS}) FROM '{file}' CSV HEADER",
             _UPSERT,
         ],
-        partial(site.execute, *_RESTORE),
+        partial(site.execute, *RESTORE),
     )
 
 

@@ -1,6 +1,7 @@
 """Bring a database to a revision of its migrations, and tell whether it is at the newest."""
 
 import asyncio
+import sysconfig
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,6 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from db.errors import BulwarkError
-
-INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 
 _one_at_a_time = threading.Lock()  # alembic keeps the running migration in module globals
 
@@ -39,7 +38,7 @@ def current_and_head(connection: sa.Connection) -> tuple[str | None, str]:
     """The revision of the database, None for one never migrated, and the newest there is."""
     head = ScriptDirectory.from_config(_scripts()).get_current_head()
     if head is None:
-        raise BulwarkError(f"There are no migrations beside {INI}; restore alembic/versions.")
+        raise BulwarkError(f"There are no migrations beside {_ini()}; restore alembic/versions.")
     return MigrationContext.configure(connection).get_current_revision(), head
 
 
@@ -57,11 +56,18 @@ def configuration(database_url: str, lock_timeout_ms: int | None = None) -> Conf
 
 
 def _scripts() -> Config:
-    if not INI.exists():
-        raise BulwarkError(f"{INI} is missing; run Bulwark from its folder or its image.")
-    config = Config(INI)
+    config = Config(_ini())
     config.set_main_option("prepend_sys_path", "")
     return config
+
+
+def _ini() -> Path:
+    """Beside the packages in a checkout and in the image, and where pip puts it otherwise."""
+    beside = Path(__file__).resolve().parent.parent
+    for folder in (beside, Path(sysconfig.get_path("data"), "share", "bulwark-worker")):
+        if (folder / "alembic.ini").exists():
+            return folder / "alembic.ini"
+    raise BulwarkError(f"alembic.ini is missing in {beside}; install Bulwark anew.")
 
 
 def _run(step: Callable[[Config, str], object], config: Config, revision: str) -> None:

@@ -1,20 +1,13 @@
 """Real servers for every test: a database of its own, an empty Valkey, and what looks at them."""
 
-import asyncio
-import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
-import redis
 import structlog
-from alembic import command
-from alembic.config import Config
 from arq.connections import ArqRedis
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -27,46 +20,16 @@ from jobs import discover_jobs
 from tests import unusual_models
 from tests.arq_side import plain_client
 from tests.inprocess import Bench
+from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
-from tests.workers import ROOT, Start, WorkerProcess, environment, workers
-from worker.embedded import Embedded, EmbeddedValkey, embedded_servers, embedded_valkey
-
-TEMPLATE = "template_bulwark"
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Embedded]:
-    """PostgreSQL and Valkey shared by the tests; whoever must stop one starts its own."""
-    with embedded_servers(durable=False) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def template(servers: Embedded) -> str:
-    """A database at the newest migration, from which each test's own is copied."""
-    _administer(servers, f"CREATE DATABASE {TEMPLATE}")
-    config = Config(ROOT / "alembic.ini")
-    config.attributes["database_url"] = _database_url(servers, TEMPLATE)
-    command.upgrade(config, "head")
-    return TEMPLATE
+from tests.workers import Start, WorkerProcess, environment, workers
+from worker.testing.plugin import Database
 
 
 @pytest.fixture
-def database_url(servers: Embedded, template: str) -> Iterator[str]:
+def database_url(bulwark_database: Database) -> str:
     """A migrated database that no other test sees; it disappears with its connections."""
-    with new_database(servers, template) as url:
-        yield url
-
-
-@contextmanager
-def new_database(servers: Embedded, template: str) -> Iterator[str]:
-    """For tests that need more than one database."""
-    name = f"test_{next(_numbers)}"
-    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _database_url(servers, name)
-    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
+    return bulwark_database.url
 
 
 @pytest.fixture
@@ -84,13 +47,9 @@ def sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
 
 
 @pytest.fixture
-def redis_url(servers: Embedded) -> str:
+def redis_url(bulwark_redis_url: str) -> str:
     """An empty logical database; pub/sub channels are shared by all of them."""
-    number = next(_numbers) % EmbeddedValkey.databases
-    url = servers.redis_url.removesuffix("/0") + f"/{number}"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-    return url
+    return bulwark_redis_url
 
 
 @pytest.fixture
@@ -147,10 +106,10 @@ def worker(env: dict[str, str], start: Start) -> WorkerProcess:
 
 
 @pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
+def valkey() -> Iterator[OwnRedis]:
     """One of the test's own, to be stopped and emptied."""
-    with embedded_valkey() as valkey:
-        yield valkey
+    with own_redis() as server:
+        yield server
 
 
 @pytest.fixture
@@ -162,17 +121,3 @@ def logging_left_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     root.handlers[:] = handlers
     structlog.reset_defaults()
-
-
-def _database_url(servers: Embedded, name: str) -> str:
-    url = make_url(servers.database_url).set(database=name)
-    return url.render_as_string(hide_password=False)
-
-
-def _administer(servers: Embedded, statement: str) -> None:
-    asyncio.run(_execute(servers.database_url, statement))
-
-
-async def _execute(url: str, statement: str) -> None:
-    async with connected(url) as connection:
-        await connection.execute(statement)

@@ -1,31 +1,23 @@
-"""Running jobs in the test's own process: the real executor, on a real database, without arq."""
+"""Running jobs in the test's own process, and looking at what they have left behind."""
 
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.engine import PoolProfile, create_engine
-from db.ledger import audit, chunk, job, worker
+from db.ledger import audit, chunk, job
 from db.ledger.verdict import RowVerdict, read_verdicts
 from db.registry import Registry, discover_models
-from db.transaction import transaction
 from jobs._declaration import Payload
 from jobs._discovery import Jobs, discover_jobs
-from jobs._housekeeping import Housekeeping
 from jobs._input import InPlace
-from jobs._producer import Producer
 from jobs._sources.format import Shape
-from jobs._sources.place import ImportPlace
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows
-from worker.execution import Executor
-from worker.liveness import Liveness
+from worker.testing.in_process import InProcessWorker
 
 Way = Literal["in place", "spooled"]
 """How a file gets to the worker."""
@@ -43,8 +35,8 @@ BOMB = """
 """Fails each transaction that inserts a team named bomb."""
 
 
-class Bench:
-    """A registered worker that runs what it is told to run, one job at a time."""
+class Bench(InProcessWorker):
+    """A worker that runs what it is told to run, and a look at what became of it."""
 
     def __init__(
         self,
@@ -53,38 +45,7 @@ class Bench:
         jobs: Jobs | None = None,
         models: Registry | None = None,
     ) -> None:
-        self.sessions = sessions
-        self.jobs = jobs or discover_jobs()
-        self.models = models or discover_models()
-        self.worker_id = uuid4()
-        self.producer = Producer(sessions, self.jobs)
-        self.import_folders: list[ImportPlace] = []
-        self.housekeeping = Housekeeping()
-        self._url = url
-
-    async def register(self) -> Executor:
-        """Make the worker's row, and the executor that claims for it."""
-        await transaction(
-            self.sessions,
-            lambda s: worker.register(
-                s, self.worker_id, socket.gethostname(), os.getpid(), ["default"]
-            ),
-            name="test.register",
-        )
-        liveness = Liveness(
-            self.worker_id,
-            lambda: create_engine(self._url, profile=PoolProfile.LIGHT, application_name="beat"),
-            5.0,
-        )
-        return Executor(
-            self.worker_id,
-            self.sessions,
-            self.jobs,
-            self.models,
-            self.import_folders,
-            liveness,
-            self.housekeeping,
-        )
+        super().__init__(sessions, url, jobs or discover_jobs(), models or discover_models())
 
     async def run(self, payload: Payload) -> UUID:
         """Enqueue a job and deliver it once."""
@@ -110,12 +71,6 @@ class Bench:
             return (await enqueue_file(self.producer, path, request, declared=declared)).job_id
         source = InPlace(type="in_place", path=str(path), **declared.model_dump())
         return (await self.producer.enqueue(InsertRows(**request, source=source))).job_id
-
-    async def deliver(self, job_id: UUID) -> None:
-        """Deliver a job to a worker that has just started."""
-        executor = await self.register()
-        await executor.deliver(job_id)
-        self.worker_id = uuid4()
 
     async def job(self, job_id: UUID) -> sa.Row[*tuple[object, ...]]:
         """The job's row."""

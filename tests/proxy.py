@@ -2,17 +2,19 @@
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from tests.wire import Carrier, listening
 
 COMMIT = b"COMMIT;\x00"  # the end of asyncpg's simple query message
 _BLOCK_BYTES = 65536
+Connect = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
 
 
 class Cut(Enum):
@@ -24,11 +26,11 @@ class Cut(Enum):
 
 
 class Proxy(Carrier):
-    """Forwards to a Unix socket, and cuts where it has been told to."""
+    """Forwards to PostgreSQL, and cuts where it has been told to."""
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, connect: Connect) -> None:
         super().__init__()
-        self._socket_path = socket_path
+        self._connect = connect
         self._armed: list[tuple[bytes, Cut]] = []
         self._held_at: bytes | None = None
         self._released = asyncio.Event()
@@ -55,7 +57,7 @@ class Proxy(Carrier):
             await self._released.wait()
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
-        server, to_server = await asyncio.open_unix_connection(self._socket_path)
+        server, to_server = await self._connect()
         conversation = _Conversation(self, to_client, to_server)
         try:
             await asyncio.gather(conversation.ask(client), conversation.answer(server))
@@ -115,10 +117,18 @@ async def _blocks(reader: StreamReader) -> AsyncIterator[bytes]:
 async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     """A proxy, and the URL that leads through it to the same database."""
     url = make_url(database_url)
-    proxy = Proxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.query.get('port', '5432')}")
+    proxy = Proxy(_way_to(url))
     async with listening(proxy) as port:
         through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
         yield (
             proxy,
             through.update_query_dict({"ssl": "disable"}).render_as_string(hide_password=False),
         )
+
+
+def _way_to(url: URL) -> Connect:
+    """To the Unix socket or the port that the URL names."""
+    if "host" in url.query:
+        path = Path(str(url.query["host"])) / f".s.PGSQL.{url.query.get('port', '5432')}"
+        return partial(asyncio.open_unix_connection, path)
+    return partial(asyncio.open_connection, url.host, url.port or 5432)

@@ -241,7 +241,7 @@ class EmbeddedValkey(_Server):
 
     def __init__(self, home: _Home) -> None:
         super().__init__(home)
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
 
     def stop(self) -> None:
@@ -389,7 +389,7 @@ def _program(package: str, pattern: str) -> Path:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Choose below the ports that systems give to clients, so that none is taken in a restart."""
     for port in random.sample(_PORTS, len(_PORTS)):
         with suppress(OSError), socket.socket() as probe:

@@ -29,6 +29,8 @@ from jobs._housekeeping import Housekeeping
 from jobs._sources.object_store import SCHEMES
 
 PREFIX = "BULWARK_"
+TEST_PREFIX = "BULWARK_TEST_"
+_FOR_TESTS = tuple(f"{TEST_PREFIX}{name}" for name in ("SERVERS", "DATABASE_URL", "REDIS_URL"))
 ENV_FILE = Path(".env")
 DATABASE_URL_EXAMPLE = "postgresql://user:password@localhost:5432/bulwark"
 REDIS_URL_EXAMPLE = "redis://localhost:6379/0"
@@ -120,7 +122,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _postgres_url(secret: SecretStr) -> SecretStr:
+def check_postgres_url(secret: SecretStr) -> SecretStr:
     """The URL with the driver that Bulwark uses. Errors never repeat it: it may hold a password."""
     example = f"write it as {DATABASE_URL_EXAMPLE}"
     try:
@@ -139,7 +141,8 @@ def _postgres_url(secret: SecretStr) -> SecretStr:
     return SecretStr(url.set(drivername=_DRIVER).render_as_string(hide_password=False))
 
 
-def _redis_url(secret: SecretStr) -> SecretStr:
+def check_redis_url(secret: SecretStr) -> SecretStr:
+    """The URL as it is. Errors never repeat it: it may hold a password."""
     example = f"write it as {REDIS_URL_EXAMPLE}"
     try:
         url = urlsplit(secret.get_secret_value())
@@ -203,10 +206,10 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = Field(
+    database_url: Annotated[SecretStr, AfterValidator(check_postgres_url)] | None = Field(
         None, description="PostgreSQL, where jobs and data are."
     )
-    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] | None = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(check_redis_url)] | None = Field(
         None, description="Redis or Valkey, which carries the signals."
     )
     pool_profile: Annotated[PoolProfile, BeforeValidator(_lowered)] = Field(
@@ -324,11 +327,11 @@ def load_settings() -> Settings:
     Raises SettingsError for every variable that is unknown or has a value that cannot be used.
     """
     from_file = _read_env_file()
-    problems = [*_unknown(os.environ, ""), *_unknown(from_file, f" in {ENV_FILE}")]
+    problems = [*unknown_variables(os.environ), *unknown_variables(from_file, f" in {ENV_FILE}")]
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError([*problems, *_sentences(error)]) from None
+        raise SettingsError([*problems, *sentences(error)]) from None
     if problems:
         raise SettingsError(problems)
     return settings
@@ -343,8 +346,9 @@ def _read_env_file() -> Mapping[str, str | None]:
         raise SettingsError([f"The file {ENV_FILE} cannot be read: {error.strerror}."]) from None
 
 
-def _unknown(given: Mapping[str, str | None], place: str) -> list[str]:
-    known = [variable(name) for name in Settings.model_fields]
+def unknown_variables(given: Mapping[str, str | None], place: str = "") -> list[str]:
+    """A sentence for each variable that looks like a setting and is none, or has no value."""
+    known = [*(variable(name) for name in Settings.model_fields), *_FOR_TESTS]
     problems = []
     for name, value in given.items():
         if not name.upper().startswith(PREFIX):
@@ -362,11 +366,11 @@ def _nearest(name: str, known: list[str]) -> str:
     return f": did you mean {PREFIX}{near[0]}?" if near else f"; there are {', '.join(known)}."
 
 
-def _sentences(error: ValidationError) -> list[str]:
+def sentences(error: ValidationError, prefix: str = PREFIX) -> list[str]:
     """One sentence for each setting that is wrong."""
     by_variable: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=True, include_input=False):
-        subject = f"{variable(str(problem['loc'][0]))}: " if problem["loc"] else ""
+        subject = f"{prefix}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
         by_variable.setdefault(subject, f"{subject}{_complaint(problem)}.")
     return list(by_variable.values())
 

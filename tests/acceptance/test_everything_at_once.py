@@ -26,9 +26,8 @@ from jobs.soft_delete_rows import SoftDeleteRows
 from jobs.swap_heroes import SwapHeroes
 from jobs.transfer_heroes import TransferHeroes
 from jobs.update_rows import UpdateRows
-from tests.conftest import new_database
 from tests.inprocess import Bench
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
 
 Row = dict[str, Any]
 Asked = Payload | Callable[[], Awaitable[Payload]]
@@ -263,8 +262,8 @@ class Books(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(servers: Embedded, template: str) -> Iterator[type[Books]]:
-    with new_database(servers, template) as url:
+def machine(bulwark_databases: Databases) -> Iterator[type[Books]]:
+    with bulwark_databases.fresh() as url:
         Books.url = url
         yield Books
 

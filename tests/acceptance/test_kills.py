@@ -24,9 +24,9 @@ from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows
-from tests.conftest import new_database
 from tests.workers import Start, WorkerProcess, environment, until, workers
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
+from worker.testing.servers import RedisDatabases
 
 ROWS = 200_000
 TEAMS = 500
@@ -124,23 +124,24 @@ class Site:
 
 
 @pytest.fixture
-def site_urls(servers: Embedded, template: str) -> Iterator[list[str]]:
+def site_urls(bulwark_databases: Databases) -> Iterator[list[str]]:
     """Two databases and a place in Redis for each."""
-    with new_database(servers, template) as one, new_database(servers, template) as other:
+    with bulwark_databases.fresh() as one, bulwark_databases.fresh() as other:
         yield [one, other]
 
 
 @pytest.fixture
-async def sites(servers: Embedded, site_urls: list[str]) -> AsyncIterator[list[Site]]:
+async def sites(
+    bulwark_redis_databases: RedisDatabases, site_urls: list[str]
+) -> AsyncIterator[list[Site]]:
     """Two sites alike: one is disturbed, one is left in peace."""
     async with AsyncExitStack() as stack:
         made = []
-        for number, url in enumerate(site_urls, 60):
-            redis_url = servers.redis_url.removesuffix("/0") + f"/{number}"
+        for url in site_urls:
+            redis_url = bulwark_redis_databases.next()
             engine = create_engine(url, profile=PoolProfile.LIGHT, application_name="site")
             stack.push_async_callback(engine.dispose)
             redis = await stack.enter_async_context(Redis.from_url(redis_url))
-            await redis.flushdb()
             sessions = make_sessions(engine)
             producer = Producer(sessions, discover_jobs(), Bell(redis))
             made.append(Site(sessions, environment(url, redis_url), redis, producer))

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from db.migrations import upgrade
+from tests.own_servers import own_postgres
 from tests.workers import WorkerProcess, environment, until, workers
-from worker.embedded import embedded_postgres
 
 PARTS = {
     "relay.failed": "relay.back",
@@ -35,7 +35,7 @@ async def until_said(worker: WorkerProcess, *wanted: str) -> None:
 async def test_each_part_of_a_worker_says_once_that_postgresql_is_away_and_once_that_it_is_back(
     redis_url: str, tmp_path: Path
 ) -> None:
-    with embedded_postgres(durable=False) as postgres, workers(tmp_path) as start:
+    with own_postgres() as postgres, workers(tmp_path) as start:
         await asyncio.to_thread(upgrade, postgres.url)
         worker = start(
             environment(

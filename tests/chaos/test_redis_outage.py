@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs import Producer, discover_jobs
 from jobs._spooling import enqueue_file
+from tests.own_servers import OwnRedis
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.wire import Wire, wired
 from tests.workers import Start, WorkerProcess, environment, until
-from worker.embedded import EmbeddedValkey
 
 Sessions = async_sessionmaker[AsyncSession]
 SETTINGS = {
@@ -95,7 +95,7 @@ async def until_it_gets_on(stage: Stage, job_id: UUID) -> None:
 async def test_a_busy_worker_outlives_ten_deaths_of_redis_and_gives_nothing_back(
     database_url: str,
     stage: Stage,
-    valkey: EmbeddedValkey,
+    valkey: OwnRedis,
     start: Start,
     producer: Producer,
     tmp_path: Path,
@@ -149,7 +149,7 @@ async def test_a_busy_worker_whose_redis_has_fallen_silent_ends_well(
 
 
 async def test_twelve_of_twelve_busy_workers_end_well_though_redis_dies_on_half_of_them(
-    database_url: str, stage: Stage, valkey: EmbeddedValkey, start: Start, producer: Producer
+    database_url: str, stage: Stage, valkey: OwnRedis, start: Start, producer: Producer
 ) -> None:
     await stage.close_gate()
     ids = [(await producer.enqueue(WriteNotes(chunks=3, gate_in=2))).job_id for _ in range(12)]
@@ -168,7 +168,7 @@ async def test_twelve_of_twelve_busy_workers_end_well_though_redis_dies_on_half_
 
 
 async def test_a_worker_outlives_a_redis_that_is_a_replica_for_a_while(
-    database_url: str, stage: Stage, valkey: EmbeddedValkey, start: Start, producer: Producer
+    database_url: str, stage: Stage, valkey: OwnRedis, start: Start, producer: Producer
 ) -> None:
     worker = start(environment(database_url, valkey.url, **SETTINGS))
     await until_said(worker, "worker.started")

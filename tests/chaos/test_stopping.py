@@ -4,18 +4,16 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 
-import psutil
 import pytest
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from db.migrations import upgrade
 from jobs import Producer, discover_jobs
+from tests.own_servers import OwnPostgres, frozen, own_postgres
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import Start, WorkerProcess, environment, until
-from worker.embedded import EmbeddedPostgres, embedded_postgres
 
 GRACE_S = 1.0
 GIVING_BACK_S = 7.0
@@ -30,32 +28,17 @@ SETTINGS = {
 
 
 @pytest.fixture
-def postgres() -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[OwnPostgres]:
     """One of the test's own, to be frozen."""
-    with embedded_postgres(durable=False) as postgres:
+    with own_postgres() as postgres:
         upgrade(postgres.url)
         yield postgres
 
 
 @pytest.fixture
-async def its_stage(postgres: EmbeddedPostgres) -> AsyncIterator[Stage]:
+async def its_stage(postgres: OwnPostgres) -> AsyncIterator[Stage]:
     async with stage_on(postgres.url) as stage:
         yield stage
-
-
-@contextmanager
-def frozen(postgres: EmbeddedPostgres) -> Iterator[None]:
-    """Let the server accept connections and answer nothing while the block lasts."""
-    server = psutil.Process(postgres.pid)
-    server.suspend()  # before its children are counted, of which it makes more
-    children = server.children(recursive=True)
-    for one in children:
-        one.suspend()
-    try:
-        yield
-    finally:
-        for one in [server, *children]:
-            one.resume()
 
 
 async def until_said(worker: WorkerProcess, event: str) -> None:
@@ -65,7 +48,7 @@ async def until_said(worker: WorkerProcess, event: str) -> None:
     await until(said, f"the worker has said {event}")
 
 
-async def accept(postgres: EmbeddedPostgres, payload: WriteNotes) -> None:
+async def accept(postgres: OwnPostgres, payload: WriteNotes) -> None:
     engine = create_async_engine(postgres.url)
     await Producer(async_sessionmaker(engine), discover_jobs(SAMPLE_JOBS)).enqueue(payload)
     await engine.dispose()
@@ -73,7 +56,7 @@ async def accept(postgres: EmbeddedPostgres, payload: WriteNotes) -> None:
 
 @pytest.mark.parametrize("busy", [False, True])
 async def test_a_worker_whose_postgresql_is_frozen_ends_in_time(
-    postgres: EmbeddedPostgres,
+    postgres: OwnPostgres,
     its_stage: Stage,
     redis_url: str,
     start: Start,

@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from jobs._declaration import Payload
 from jobs._discovery import discover_jobs
 from jobs._producer import Producer
+from tests.own_servers import own_redis
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, WorkerProcess, environment, run_bulwark, run_python, until
-from worker.embedded import embedded_valkey
 from worker.liveness import EXIT_OVERRUN, EXIT_SILENT
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -309,7 +309,7 @@ async def test_the_command_of_arq_gives_its_job_back_though_redis_is_gone(
     stage: Stage, sessions: Sessions, database_url: str, tmp_path: Path
 ) -> None:
     producer = Producer(sessions, discover_jobs(SAMPLE_JOBS))
-    with embedded_valkey() as valkey:
+    with own_redis() as valkey:
         await stage.close_gate()
         job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
         with arq_worker(environment(database_url, valkey.url, **QUICK), tmp_path) as process:
@@ -354,7 +354,7 @@ def test_a_worker_refuses_without_redis(database_url: str, tmp_path: Path) -> No
 
 
 def test_a_worker_refuses_a_redis_that_may_evict(database_url: str, tmp_path: Path) -> None:
-    with embedded_valkey() as valkey:
+    with own_redis() as valkey:
         with redis.Redis.from_url(valkey.url) as client:
             client.config_set("maxmemory", "100mb")
             client.config_set("maxmemory-policy", "allkeys-lru")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.command_line import Cli, make_cli, sentence
-from tests.conftest import new_database
 from tests.workers import environment, workers
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
+from worker.testing.servers import RedisDatabases
 
 pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 HEROES = "external_id,name,age\nh1,Ann,17\nh2,Bob,30\nh3,Cy,15\n"
@@ -18,13 +18,18 @@ HEROES = "external_id,name,age\nh1,Ann,17\nh2,Bob,30\nh3,Cy,15\n"
 
 @pytest.fixture(scope="module")
 def cli(
-    servers: Embedded, template: str, tmp_path_factory: pytest.TempPathFactory
+    bulwark_databases: Databases,
+    bulwark_redis_databases: RedisDatabases,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cli]:
     """The command line beside a worker, on a database with three heroes."""
     folder = tmp_path_factory.mktemp("changes")
-    redis_url = servers.redis_url.removesuffix("/0") + "/62"
     (folder / "heroes.csv").write_text(HEROES)
-    with new_database(servers, template) as url, workers(folder) as start:
+    with (
+        bulwark_databases.fresh() as url,
+        bulwark_redis_databases.kept() as redis_url,
+        workers(folder) as start,
+    ):
         start(environment(url, redis_url))
         cli = make_cli(url, redis_url)
         done(cli, "import", "hero", str(folder / "heroes.csv"))

@@ -15,15 +15,16 @@ from typing import Any
 
 import asyncpg
 import pytest
+import sqlalchemy as sa
 from typer.testing import CliRunner, Result
 
 from db.migrations import downgrade
 from tests.command_line import Cli, make_cli, sentence
-from tests.conftest import new_database
 from tests.stage import connected
 from tests.workers import ROOT, environment, run_bulwark, workers
 from worker.cli import app
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
+from worker.testing.servers import RedisDatabases
 
 HEAD = max(path.name[:4] for path in (ROOT / "alembic/versions").glob("0*.py"))
 NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
@@ -80,11 +81,16 @@ class Town:
 
 @pytest.fixture(scope="module")
 def town(
-    servers: Embedded, template: str, tmp_path_factory: pytest.TempPathFactory
+    bulwark_databases: Databases,
+    bulwark_redis_databases: RedisDatabases,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("town")
-    redis_url = servers.redis_url.removesuffix("/0") + "/63"
-    with new_database(servers, template) as url, workers(folder) as start:
+    with (
+        bulwark_databases.fresh() as url,
+        bulwark_redis_databases.kept() as redis_url,
+        workers(folder) as start,
+    ):
         start(environment(url, redis_url, import_folders=str(folder)))
         town = Town(make_cli(url, redis_url), folder, url)
         town.imported("team", TEAMS)
@@ -642,9 +648,9 @@ def test_a_database_that_is_down_is_told_in_one_sentence(
 
 
 def test_a_database_that_does_not_exist_is_told_in_one_sentence(
-    servers: Embedded, in_tmp_path: Path
+    database_url: str, in_tmp_path: Path
 ) -> None:
-    url = servers.database_url.replace("/postgres?", "/nobody_made_it?")
+    url = sa.make_url(database_url).set(database="nobody_made_it").render_as_string(False)
     result = make_cli(url, None)("jobs")
 
     assert result.exit_code == 3

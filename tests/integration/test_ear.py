@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 from db.ledger.job import PRIORITY_LIMIT, Ring
 from jobs._bell import Bell, arq_id, queue_key, wake_key
 from tests.arq_side import POLL_INTERVAL_S, hearing, running
+from tests.own_servers import OwnRedis
 from tests.workers import until
 from worker import outage
 from worker.arq_worker import ArqWorker
 from worker.ear import LEASE_MS, Ear, Message
-from worker.embedded import EmbeddedValkey
 from worker.redis_pool import make_redis
 
 
@@ -220,7 +220,7 @@ async def test_a_stock_worker_that_is_about_to_take_a_ring_notices_that_it_was_h
 
 
 async def test_an_ear_to_which_redis_only_answers_errors_leaves_the_connections_of_others_alone(
-    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+    valkey: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a replica does after a fail-over; the relay shares the worker's other client."""
     monkeypatch.setattr(outage, "MOST_WAIT_S", 0)

@@ -38,6 +38,12 @@ with embedded_servers(folder, durable=False) as running:
 """
 
 
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Embedded]:
+    with embedded_servers(durable=False) as running:
+        yield running
+
+
 async def ask(url: str, query: str) -> object:
     async with connected(url) as connection:
         return await connection.fetchval(query)

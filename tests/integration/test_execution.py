@@ -23,13 +23,13 @@ from jobs._discovery import Jobs, discover_jobs
 from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
 from tests.inprocess import Bench
+from tests.own_servers import own_postgres
 from tests.proxy import Cut, proxied
 from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, until
 from worker import solitude
-from worker.embedded import embedded_postgres
 from worker.execution import Executor
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -476,7 +476,7 @@ async def through_proxy(url: str) -> AsyncIterator[tuple[Any, Bench]]:
 
 
 async def test_an_outcome_waits_in_memory_until_postgresql_is_back() -> None:
-    with embedded_postgres(durable=False) as postgres:
+    with own_postgres() as postgres:
         config = Config(ROOT / "alembic.ini")
         config.attributes["database_url"] = postgres.url
         await asyncio.to_thread(command.upgrade, config, "head")

@@ -22,8 +22,7 @@ from db.models.hero import Hero
 from db.models.membership import Membership
 from db.models.team import Team
 from tests import unusual_models
-from tests.conftest import new_database
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
 
 Sessions = async_sessionmaker[AsyncSession]
 DELETED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -56,9 +55,9 @@ async def opened(url: str) -> AsyncIterator[Sessions]:
 
 
 @pytest.fixture(scope="module")
-def settled(servers: Embedded, template: str) -> Iterator[str]:
+def settled(bulwark_databases: Databases) -> Iterator[str]:
     """A database that no test commits anything to."""
-    with new_database(servers, template) as url:
+    with bulwark_databases.fresh() as url:
         asyncio.run(settle(url))
         yield url
 

@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from itertools import count
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -19,23 +18,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from db import migrations
-from worker.embedded import Embedded
+from worker.testing.databases import Databases
 
 ROOT = Path(__file__).parents[2]
 TURN_LOCK = int.from_bytes(b"bulwark", "big")
 DOMAIN = {"team", "hero", "membership", "transfer"}
-numbers = count()
 
 
 @pytest.fixture
-async def empty_url(servers: Embedded) -> AsyncIterator[str]:
+def empty_url(bulwark_databases: Databases) -> Iterator[str]:
     """A database without any migration."""
-    name = f"empty_{next(numbers)}"
-    server = await asyncpg.connect(plain(servers.database_url))
-    await server.execute(f"CREATE DATABASE {name}")
-    yield sa.make_url(servers.database_url).set(database=name).render_as_string(False)
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await server.close()
+    with bulwark_databases.empty() as url:
+        yield url
 
 
 @pytest.fixture

@@ -19,15 +19,11 @@ from jobs._bell import Bell, job_id_of, queue_key
 from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.inprocess import Bench
+from tests.own_servers import OwnPostgres, OwnRedis, own_postgres
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import ROOT, until
 from worker import relay as relay_module
-from worker.embedded import (
-    EmbeddedPostgres,
-    EmbeddedValkey,
-    embedded_postgres,
-)
 from worker.execution import Executor
 from worker.redis_pool import make_redis
 from worker.relay import MARK_KEY, Relay
@@ -38,7 +34,7 @@ NOTICED_WITHIN_S = 5.0
 
 
 @pytest.fixture
-async def redis(valkey: EmbeddedValkey) -> AsyncIterator[ArqRedis]:
+async def redis(valkey: OwnRedis) -> AsyncIterator[ArqRedis]:
     async with make_redis(valkey.url, 5.0) as redis:
         yield redis
 
@@ -255,7 +251,7 @@ async def test_what_a_relay_that_died_owed_to_a_new_redis_is_done_by_another(
 
 
 async def test_a_redis_that_stopped_and_came_back_empty_is_rung_again(
-    producer: Producer, relay: Relay, redis: ArqRedis, valkey: EmbeddedValkey
+    producer: Producer, relay: Relay, redis: ArqRedis, valkey: OwnRedis
 ) -> None:
     with capture_logs() as logs:
         async with running(relay):
@@ -272,7 +268,7 @@ async def test_a_redis_that_stopped_and_came_back_empty_is_rung_again(
 
 
 async def test_a_ring_that_redis_did_not_take_is_rung_when_it_is_back(
-    stage: Stage, silent: Producer, relay: Relay, redis: ArqRedis, valkey: EmbeddedValkey
+    stage: Stage, silent: Producer, relay: Relay, redis: ArqRedis, valkey: OwnRedis
 ) -> None:
     await asyncio.to_thread(valkey.stop)
     async with running(relay):
@@ -376,9 +372,9 @@ async def test_rings_of_jobs_that_have_ended_are_swept_out(
 
 
 @pytest.fixture
-async def away() -> AsyncIterator[tuple[EmbeddedPostgres, Bench]]:
+async def away() -> AsyncIterator[tuple[OwnPostgres, Bench]]:
     """A PostgreSQL of the test's own that can be stopped, and a bench on it."""
-    with embedded_postgres(durable=False) as postgres:
+    with own_postgres() as postgres:
         config = Config(ROOT / "alembic.ini")
         config.attributes["database_url"] = postgres.url
         await asyncio.to_thread(command.upgrade, config, "head")
@@ -390,7 +386,7 @@ async def away() -> AsyncIterator[tuple[EmbeddedPostgres, Bench]]:
         await engine.dispose()
 
 
-async def heard_in_vain(postgres: EmbeddedPostgres, bench: Bench) -> tuple[Executor, UUID]:
+async def heard_in_vain(postgres: OwnPostgres, bench: Bench) -> tuple[Executor, UUID]:
     """A job that is not rung again soon, and an executor that could not claim it."""
     executor = await bench.register()
     job_id = (await bench.producer.enqueue(ActOut())).job_id
@@ -402,7 +398,7 @@ async def heard_in_vain(postgres: EmbeddedPostgres, bench: Bench) -> tuple[Execu
 
 
 async def test_a_ring_heard_while_postgresql_is_away_is_rung_again_when_it_is_back(
-    away: tuple[EmbeddedPostgres, Bench], redis: ArqRedis
+    away: tuple[OwnPostgres, Bench], redis: ArqRedis
 ) -> None:
     postgres, bench = away
     await redis.set(MARK_KEY, b"")
@@ -417,7 +413,7 @@ async def test_a_ring_heard_while_postgresql_is_away_is_rung_again_when_it_is_ba
 
 
 async def test_a_ring_heard_in_vain_by_a_worker_that_stops_is_rung_again_by_another(
-    away: tuple[EmbeddedPostgres, Bench], redis: ArqRedis
+    away: tuple[OwnPostgres, Bench], redis: ArqRedis
 ) -> None:
     postgres, bench = away
     await redis.set(MARK_KEY, b"")

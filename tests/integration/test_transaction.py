@@ -18,9 +18,9 @@ from db.errors import AlreadyCommitted, CommitUnknown, NestedTransaction, Race
 from db.models.team import Team
 from db.retry import Budget, Fault, sqlstate
 from db.transaction import transaction
+from tests.own_servers import OwnPostgres, own_postgres
 from tests.proxy import Cut, Proxy, proxied
 from tests.stage import connected
-from worker.embedded import EmbeddedPostgres, embedded_postgres
 
 Sessions = async_sessionmaker[AsyncSession]
 Event = MutableMapping[str, Any]
@@ -135,17 +135,17 @@ async def behind_proxy(database_url: str) -> AsyncIterator[tuple[Scene, Proxy]]:
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[EmbeddedPostgres]:
-    with embedded_postgres() as postgres:
+def own_server() -> Iterator[OwnPostgres]:
+    with own_postgres(durable=True) as postgres:
         yield postgres
 
 
 @pytest.fixture
-async def own_scene(own_postgres: EmbeddedPostgres) -> AsyncIterator[Scene]:
+async def own_scene(own_server: OwnPostgres) -> AsyncIterator[Scene]:
     """A scene on a server that the test may stop."""
-    beside = Database(own_postgres.url)
+    beside = Database(own_server.url)
     await beside.run(TABLES)
-    engine = engine_on(own_postgres.url)
+    engine = engine_on(own_server.url)
     yield Scene(engine, beside)
     await engine.dispose()
 
@@ -402,14 +402,14 @@ async def test_a_connection_lost_while_objects_are_flushed_is_replayed_without_a
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_restart_in_mid_work_means_a_replay(
-    own_postgres: EmbeddedPostgres,
+    own_server: OwnPostgres,
     own_scene: Scene,
     logged: list[Event],
     mode: Literal["fast", "immediate"],
 ) -> None:
     async def restart(session: AsyncSession) -> None:
-        await asyncio.to_thread(own_postgres.stop, mode)
-        await asyncio.to_thread(own_postgres.start)
+        await asyncio.to_thread(own_server.stop, mode)
+        await asyncio.to_thread(own_server.start)
         await session.scalar(COUNT_EFFECTS)
 
     work = Work(then=restart)
@@ -420,13 +420,13 @@ async def test_a_server_restart_in_mid_work_means_a_replay(
 
 
 async def test_a_server_that_stays_away_ends_the_transaction_with_the_outage(
-    own_postgres: EmbeddedPostgres,
+    own_server: OwnPostgres,
     own_scene: Scene,
     logged: list[Event],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("db.transaction.BUDGETS", {Fault.OUTAGE: Budget(0.0, 4, 0.0)})
-    await asyncio.to_thread(own_postgres.stop)
+    await asyncio.to_thread(own_server.stop)
     work = Work()
 
     with pytest.raises(DBAPIError) as raised:
@@ -538,7 +538,7 @@ async def let_commits_go(beside: Database) -> None:
 
 
 async def test_the_replay_waits_for_a_commit_that_is_still_under_way(
-    own_postgres: EmbeddedPostgres, own_scene: Scene
+    own_server: OwnPostgres, own_scene: Scene
 ) -> None:
     beside = own_scene.beside
     await hold_commits_back(beside)
@@ -550,7 +550,7 @@ async def test_the_replay_waits_for_a_commit_that_is_still_under_way(
         return visible
 
     work = Work(receipt="chunk 1")
-    async with proxied(own_postgres.url) as (proxy, url):
+    async with proxied(own_server.url) as (proxy, url):
         proxy.arm(Cut.CLIENT)
         engine = engine_on(url)
         result, visible_before = await asyncio.gather(
@@ -565,10 +565,10 @@ async def test_the_replay_waits_for_a_commit_that_is_still_under_way(
 
 
 async def test_a_commit_over_the_command_timeout_leaves_its_connection_and_its_outcome_open(
-    own_postgres: EmbeddedPostgres, own_scene: Scene
+    own_server: OwnPostgres, own_scene: Scene
 ) -> None:
     await hold_commits_back(own_scene.beside)
-    engine = engine_on(own_postgres.url, command_timeout_s=0.5)
+    engine = engine_on(own_server.url, command_timeout_s=0.5)
     work = Work(receipt="chunk 1")
 
     result = await transaction(make_sessions(engine), work, name="chunk", receipted=True)

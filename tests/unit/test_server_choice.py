@@ -1,0 +1,61 @@
+"""Which servers the tests use: read from the environment, and refused in a sentence."""
+
+import pytest
+
+from worker.settings import SettingsError
+from worker.testing.choice import POSTGRES_IMAGE, Source, choose_servers
+
+POSTGRES = "postgresql://tester:geheim@db.example/postgres"
+REDIS = "redis://cache.example/0"
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVERS", "DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(f"BULWARK_TEST_{name}", raising=False)
+    for name in ("POSTGRES_IMAGE", "REDIS_IMAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_nothing_said_means_embedded_servers_and_current_images() -> None:
+    choice = choose_servers()
+    assert choice.servers is Source.EMBEDDED
+    assert choice.postgres_image == POSTGRES_IMAGE
+
+
+def test_the_images_of_containers_are_those_that_compose_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BULWARK_TEST_SERVERS", "containers")
+    monkeypatch.setenv("POSTGRES_IMAGE", "postgres:15")
+    monkeypatch.setenv("REDIS_IMAGE", "redis:7")
+    choice = choose_servers()
+    assert (choice.postgres_image, choice.redis_image) == ("postgres:15", "redis:7")
+
+
+def test_given_servers_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULWARK_TEST_SERVERS", "url")
+    monkeypatch.setenv("BULWARK_TEST_DATABASE_URL", POSTGRES)
+    with pytest.raises(SettingsError, match=r"url needs .*_DATABASE_URL, .*_REDIS_URL.*: set both"):
+        choose_servers()
+    monkeypatch.setenv("BULWARK_TEST_REDIS_URL", REDIS)
+    choice = choose_servers()
+    assert choice.database_url is not None
+    assert choice.database_url.get_secret_value().startswith("postgresql+asyncpg://tester:geheim@")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("BULWARK_TEST_SERVERS", "docker", "BULWARK_TEST_SERVERS: .*'embedded', 'containers'"),
+        ("BULWARK_TEST_SERVER", "url", "BULWARK_TEST_SERVER is not a setting: did you mean"),
+        ("BULWARK_TEST_REDIS_URL", "http://geheim", "BULWARK_TEST_REDIS_URL: its scheme is 'http'"),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_its_variable(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=sentence) as told:
+        choose_servers()
+    assert "geheim" not in str(told.value)

@@ -1,0 +1,1 @@
+"""Tests on real servers: pytest fixtures, for Bulwark's suite and for those of others."""

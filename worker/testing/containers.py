@@ -1,0 +1,214 @@
+"""PostgreSQL and Redis in containers, which can be stopped and started at the same address."""
+
+import asyncio
+import secrets
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn, Self, cast
+
+import asyncpg
+import docker
+import redis
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from testcontainers.community.postgres import PostgresContainer
+from testcontainers.core.container import DockerContainer
+
+from worker.embedded import free_port
+from worker.testing.choice import ServerChoice
+
+REDIS_DATABASES = 64
+_POSTGRES_SETTINGS = {
+    "max_connections": "200",
+    "timezone": "UTC",
+    "lc_messages": "C",
+}
+_FORGETFUL_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_REDIS_SERVER = (
+    'exec "$(command -v valkey-server || command -v redis-server)" --bind 0.0.0.0 '
+    f"--protected-mode no --databases {REDIS_DATABASES} "
+    "--save '' --appendonly no --maxmemory-policy noeviction"
+)
+_STOP_SIGNALS = {
+    "smart": signal.SIGTERM,
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+}  # https://www.postgresql.org/docs/18/server-shutdown.html
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30
+_POLL_S = 0.05
+_LOG_LINES = 10
+_LOOPBACK = ("localhost", "127.0.0.1")
+
+
+class ContainerError(Exception):
+    """A server cannot be started in a container."""
+
+
+def require_engine() -> None:
+    """Raise ContainerError unless a Docker engine answers."""
+    try:
+        client = docker.from_env()
+        client.ping()
+        client.close()
+    except (DockerException, RequestException) as error:
+        raise ContainerError(
+            f"No Docker engine answers ({error}): start one, say where it is in DOCKER_HOST, "
+            "or leave BULWARK_TEST_SERVERS out, which runs the tests on embedded servers."
+        ) from None
+
+
+@contextmanager
+def container_postgres(
+    choice: ServerChoice, *, durable: bool = False
+) -> Iterator["ContainerPostgres"]:
+    """Run a PostgreSQL while the block lasts.
+
+    Not durable is faster, and loses what was committed last when it does not stop in order.
+    """
+    with ContainerPostgres(choice.postgres_image, durable=durable) as postgres:
+        yield postgres
+
+
+@contextmanager
+def container_redis(choice: ServerChoice) -> Iterator["ContainerRedis"]:
+    """Run a Redis that keeps nothing when it ends while the block lasts."""
+    with ContainerRedis(choice.redis_image) as server:
+        yield server
+
+
+class _Server(ABC):
+    """One container, on a port that stays the same when it is stopped and started."""
+
+    def __init__(self, container: DockerContainer, port: int) -> None:
+        self._container = container
+        host = container.get_docker_client().host()
+        self._host = "127.0.0.1" if host in _LOOPBACK else host
+        self._port = free_port()
+        interface = "127.0.0.1" if host in _LOOPBACK else "0.0.0.0"  # noqa: S104 - a remote engine
+        ports = cast("dict[str, Any]", container.ports)  # docker-py takes more than is declared
+        ports.clear()
+        ports[f"{port}/tcp"] = (interface, self._port)
+
+    def __enter__(self) -> Self:
+        try:
+            self._container.start()
+            self._wait_until_ready()
+        except (DockerException, RequestException) as error:
+            self._container.stop()
+            raise ContainerError(
+                f"The image {self._container.image} does not start: {error}"
+            ) from None
+        except BaseException:
+            self._container.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.stop()
+
+    def start(self) -> None:
+        """Start it again, with the data that it has kept; return when it answers."""
+        self._container.get_wrapped_container().start()
+        self._wait_until_ready()
+
+    def restart(self) -> None:
+        """Stop and start again; every client loses its connection."""
+        self.stop()
+        self.start()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop in order."""
+
+    def freeze(self) -> None:
+        """Let it accept connections, and answer nothing until `thaw`."""
+        self._container.get_wrapped_container().pause()
+
+    def thaw(self) -> None:
+        self._container.get_wrapped_container().unpause()
+
+    def _end(self, number: signal.Signals) -> None:
+        """Send the signal and wait for the end."""
+        wrapped = self._container.get_wrapped_container()
+        wrapped.kill(signal=number.value)
+        wrapped.wait(timeout=_STOP_TIMEOUT_S)
+
+    def _wait_until_ready(self) -> None:
+        asking = Retrying(
+            retry=retry_if_exception_type((OSError, asyncpg.PostgresError, redis.RedisError)),
+            stop=stop_after_delay(_START_TIMEOUT_S),
+            wait=wait_fixed(_POLL_S),  # a server gives no sign when it is ready; it is asked
+            before_sleep=lambda _: self._require_running(),
+        )
+        try:
+            asking(self._ask)
+        except RetryError:
+            self._give_up(f"did not answer within {_START_TIMEOUT_S:.0f} s")
+
+    def _require_running(self) -> None:
+        wrapped = self._container.get_wrapped_container()
+        wrapped.reload()
+        if wrapped.status not in ("created", "running"):
+            self._give_up("ended while starting")
+
+    def _give_up(self, problem: str) -> NoReturn:
+        log = self._container.get_wrapped_container().logs(tail=_LOG_LINES)
+        text = log.decode(errors="replace").strip()
+        raise ContainerError(f"The container of {self._container.image} {problem}:\n{text}")
+
+    @abstractmethod
+    def _ask(self) -> None:
+        """Have the server answer once, or raise."""
+
+
+class ContainerPostgres(_Server):
+    """A PostgreSQL of any version, with a password of its own."""
+
+    def __init__(self, image: str, *, durable: bool) -> None:
+        settings = _POSTGRES_SETTINGS | ({} if durable else _FORGETFUL_SETTINGS)
+        password = secrets.token_urlsafe(12)
+        container = PostgresContainer(
+            image, username="postgres", password=password, dbname="postgres"
+        )
+        container.with_env("LANG", "C.UTF-8")  # of which initdb makes the encoding
+        container.with_command(
+            ["postgres", *(f"--{name}={value}" for name, value in settings.items())]
+        )
+        container.with_kwargs(shm_size="256m")
+        super().__init__(container, 5432)
+        self.url = f"postgresql+asyncpg://postgres:{password}@{self._host}:{self._port}/postgres"
+
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop as `pg_ctl stop` does; "smart" waits until the last client has left."""
+        self._end(_STOP_SIGNALS[mode])
+
+    def _ask(self) -> None:
+        asyncio.run(self._connect())
+
+    async def _connect(self) -> None:
+        connection = await asyncpg.connect(self.url.replace("+asyncpg", ""), timeout=5)
+        await connection.close()
+
+
+class ContainerRedis(_Server):
+    """A Redis, or a Valkey, that never evicts."""
+
+    def __init__(self, image: str) -> None:
+        container = DockerContainer(image).with_command(["sh", "-c", _REDIS_SERVER])
+        super().__init__(container, 6379)
+        self.url = f"redis://{self._host}:{self._port}/0"
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _ask(self) -> None:
+        with redis.Redis.from_url(self.url, socket_timeout=5) as client:
+            client.ping()

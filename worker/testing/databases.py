@@ -1,0 +1,71 @@
+"""Databases for tests: one template, brought to the newest migration once, and copies of it."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import asyncpg
+from sqlalchemy.engine import make_url
+
+Prepare = Callable[[str], object]
+"""Makes the tables of an empty database, whose URL it is given."""
+
+
+class Databases:
+    """Copies of one template on a server that may serve other test runs as well."""
+
+    def __init__(self, server_url: str, prepare: Prepare) -> None:
+        self._server_url = server_url
+        self._prepare = prepare
+        self._run = f"bulwark_test_{secrets.token_hex(4)}"
+        self._numbers = count()
+        self._template: str | None = None
+
+    @contextmanager
+    def fresh(self) -> Iterator[str]:
+        """The URL of a prepared database that nobody else sees; its connections end with it."""
+        with self._made(f"TEMPLATE {self._prepared()}") as url:
+            yield url
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """The URL of a database without any table."""
+        with self._made("") as url:
+            yield url
+
+    def close(self) -> None:
+        """Drop the template."""
+        if self._template is not None:
+            self._execute(f"DROP DATABASE {self._template} WITH (FORCE)")
+            self._template = None
+
+    def _prepared(self) -> str:
+        if self._template is None:
+            self._template = f"{self._run}_template"
+            self._execute(f"CREATE DATABASE {self._template}")
+            self._prepare(self._url(self._template))
+        return self._template
+
+    @contextmanager
+    def _made(self, how: str) -> Iterator[str]:
+        name = f"{self._run}_{next(self._numbers)}"
+        self._execute(f"CREATE DATABASE {name} {how}")
+        try:
+            yield self._url(name)
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _url(self, name: str) -> str:
+        return make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: str) -> None:
+        asyncio.run(self._executed(statement))
+
+    async def _executed(self, statement: str) -> None:
+        connection = await asyncpg.connect(self._server_url.replace("+asyncpg", ""))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()

@@ -1,0 +1,90 @@
+"""PostgreSQL and Redis for a test run, from one of three sources."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import redis
+
+from worker.testing.choice import ServerChoice, Source
+
+USUAL_REDIS_DATABASES = 16
+
+
+class RedisDatabases:
+    """The logical databases of a Redis that tests may empty; they are few, and come round again."""
+
+    def __init__(self, url: str, numbers: Iterable[int]) -> None:
+        self._url = urlsplit(url)
+        self._free = deque(numbers)
+
+    def next(self) -> str:
+        """The URL of an empty one, until all others have been given."""
+        number = self._free[0]
+        self._free.rotate(-1)
+        return self._emptied(number)
+
+    @contextmanager
+    def kept(self) -> Iterator[str]:
+        """The URL of an empty one that nobody else gets while the block lasts."""
+        number = self._free.popleft()
+        try:
+            yield self._emptied(number)
+        finally:
+            self._free.append(number)
+
+    def _emptied(self, number: int) -> str:
+        url = self._url._replace(path=f"/{number}").geturl()
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
+        return url
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Two servers for tests; databases may be made at the first address, with full rights."""
+
+    database_url: str
+    redis: RedisDatabases
+
+
+@contextmanager
+def open_servers(choice: ServerChoice) -> Iterator[Servers]:
+    """Servers for the time of the block; what was started for it is gone afterwards.
+
+    Raises EmbeddedServerError or ContainerError when they cannot be started.
+    """
+    if choice.servers is Source.EMBEDDED:
+        from worker.embedded import EmbeddedValkey, embedded_servers
+
+        with embedded_servers(durable=False) as running:
+            numbers = range(EmbeddedValkey.databases)
+            yield Servers(running.database_url, RedisDatabases(running.redis_url, numbers))
+    elif choice.servers is Source.CONTAINERS:
+        from worker.testing.containers import REDIS_DATABASES, container_postgres, container_redis
+
+        with container_postgres(choice) as postgres, container_redis(choice) as server:
+            yield Servers(postgres.url, RedisDatabases(server.url, range(REDIS_DATABASES)))
+    else:
+        yield _given(choice)
+
+
+def _given(choice: ServerChoice) -> Servers:
+    """The servers of somebody else, of whose Redis each process of pytest-xdist takes its part."""
+    assert choice.database_url is not None
+    assert choice.redis_url is not None
+    url = choice.redis_url.get_secret_value()
+    with redis.Redis.from_url(url) as client:
+        try:
+            databases = int(client.config_get("databases")["databases"])
+        except redis.ResponseError:  # hosted servers often forbid CONFIG
+            databases = USUAL_REDIS_DATABASES
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return Servers(
+        choice.database_url.get_secret_value(),
+        RedisDatabases(url, range(process, databases, processes)),
+    )

@@ -5,20 +5,27 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 UV := .venv/lock/bin/uv
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 CODE := db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench check format lock clean
+.PHONY: help demo test test-containers smoke bench check format lock clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 	@$(BIN)/bulwark demo
 
 test: $(STAMP) ## Run every test, two files at a time, each on an own PostgreSQL and Valkey.
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	@$(PYTEST)
+
+test-containers: $(STAMP) ## Run the tests that need servers, on PostgreSQL and Redis in containers.
+	@BULWARK_TEST_SERVERS=containers $(PYTEST) -m "not apart" tests/acceptance tests/chaos tests/integration
+
+smoke: $(STAMP) ## Build the image, run the compose stack, and let its containers crash.
+	@$(BIN)/python -m pytest tests/compose
 
 bench: $(STAMP) ## Measure side by side with psql and stock arq; ONLY="insert" for one measure.
 	@$(BIN)/python -m tests.benchmarks $(ONLY) $(OPTIONS)
@@ -38,6 +45,8 @@ lock: $(STAMP) ## Choose the dependencies' versions anew and write requirements.
 		&& .venv/lock/bin/python -m pip --quiet --quiet --disable-pip-version-check install uv; }
 	@$(UV) pip compile pyproject.toml --upgrade --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-config --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.txt
+	@$(UV) pip compile pyproject.toml --constraint requirements.txt --universal --python-version 3.11 --generate-hashes \
+		--no-config --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet --output-file requirements-image.txt
 
 clean: ## Remove everything that the other targets have made.
 	@rm -rf .bench .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,5 +1,6 @@
 """Whether everything that jobs need is there: the database, Redis, and workers that serve."""
 
+import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Queues:
     """The work that waits, and who could do it."""
 
     live_workers: int
+    live_workers_here: int
     queued: int
     running: int
     oldest_queued_s: float | None
@@ -48,8 +50,10 @@ class Health:
         return {"healthy": self.healthy, **asdict(self)}
 
 
-async def check_health(settings: Settings) -> Health:
+async def check_health(settings: Settings, *, here: bool = False) -> Health:
     """Look at both servers and at the queues; what is wrong is a fault and no error.
+
+    With `here` a worker of this host must be alive; those of others do not make up for it.
 
     Raises SettingsError when it is not said where the servers are.
     """
@@ -57,7 +61,7 @@ async def check_health(settings: Settings) -> Health:
     redis_faults = await _redis_faults(servers.redis_url, settings.redis_timeout_s)
     try:
         async with open_engine(settings, command_timeout_s=ANSWER_TIMEOUT_S) as engine:
-            found = await _look_into(engine, settings.lost_after_s)
+            found = await _look_into(engine, settings.lost_after_s, here=here)
     except DATABASE_ERRORS as error:
         found = Health((unreachable_postgres(error),))
     return Health(**{**vars(found), "faults": (*found.faults, *redis_faults)})
@@ -73,7 +77,7 @@ async def _redis_faults(url: str, timeout_s: float) -> list[str]:
     return [f"Redis may throw signals away when its memory is full: {remedy}"] if evicts else []
 
 
-async def _look_into(engine: AsyncEngine, lost_after_s: float) -> Health:
+async def _look_into(engine: AsyncEngine, lost_after_s: float, *, here: bool) -> Health:
     async with engine.connect() as connection:
         revision, head = await connection.run_sync(current_and_head)
         pool = pool_status(engine)
@@ -83,12 +87,16 @@ async def _look_into(engine: AsyncEngine, lost_after_s: float) -> Health:
                 "run `bulwark migrate`"
             )
             return Health((fault,), revision, head, pool=pool)
-        row = (await connection.execute(_QUEUES, {"lost_after_s": lost_after_s})).mappings().one()
+        given = {"lost_after_s": lost_after_s, "host": socket.gethostname()}
+        row = (await connection.execute(_QUEUES, given)).mappings().one()
     queues = Queues(**row)
-    return Health(tuple(_queue_faults(queues)), revision, head, queues, pool)
+    return Health(tuple(_queue_faults(queues, here=here)), revision, head, queues, pool)
 
 
-def _queue_faults(queues: Queues) -> list[str]:
+def _queue_faults(queues: Queues, *, here: bool) -> list[str]:
+    if here and not queues.live_workers_here:
+        host = socket.gethostname()
+        return [f"No worker of this host, {host}, is alive: start one with `bulwark worker`"]
     if not queues.live_workers:
         return ["No worker is alive: start one with `bulwark worker`"]
     return [
@@ -100,13 +108,14 @@ def _queue_faults(queues: Queues) -> list[str]:
 _QUEUES = sa.text(
     """
     WITH alive AS (
-        SELECT queues FROM bulwark.worker
+        SELECT host, queues FROM bulwark.worker
          WHERE ended_at IS NULL AND seen_at > now() - make_interval(secs => :lost_after_s)
     ), waiting AS (
         SELECT queue, greatest(queued_at, run_at) AS since
           FROM bulwark.job WHERE state = 'queued' AND run_at <= now()
     )
     SELECT (SELECT count(*) FROM alive) AS live_workers,
+           (SELECT count(*) FROM alive WHERE host = :host) AS live_workers_here,
            (SELECT count(*) FROM bulwark.job WHERE state = 'queued') AS queued,
            (SELECT count(*) FROM bulwark.job WHERE state = 'running') AS running,
            (SELECT extract(epoch FROM now() - min(since))::float8 FROM waiting) AS oldest_queued_s,

@@ -216,6 +216,7 @@ def show_health(found: Health, *, as_json: bool) -> None:
         oldest = number(found.queues.oldest_queued_s, "s") or "none waits"
         facts += [
             ("workers alive", number(found.queues.live_workers)),
+            ("of this host", number(found.queues.live_workers_here)),
             ("jobs running", number(found.queues.running)),
             ("jobs queued", number(found.queues.queued)),
             ("longest wait", oldest),

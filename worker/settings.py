@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -122,8 +123,11 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def check_postgres_url(secret: SecretStr) -> SecretStr:
-    """The URL with the driver that Bulwark uses. Errors never repeat it: it may hold a password."""
+def check_postgres_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
+    """The URL with the driver that Bulwark uses, and with the password that is set beside it.
+
+    Errors never repeat it: it may hold a password.
+    """
     example = f"write it as {DATABASE_URL_EXAMPLE}"
     try:
         url = make_url(secret.get_secret_value())
@@ -138,11 +142,23 @@ def check_postgres_url(secret: SecretStr) -> SecretStr:
             instead = _LIBPQ_OPTIONS[option]
             remedy = f"write {instead}=" if instead else "leave it out"
             raise ValueError(f"its option {option!r} is unknown to the driver asyncpg; {remedy}")
+    password = _set_beside(info, "database_password")
+    if password is not None and url.password is None:
+        if url.username is None:
+            name = variable("database_password")
+            raise ValueError(f"it names no user that {name} is the password of; {example}")
+        url = url.set(password=password)
     return SecretStr(url.set(drivername=_DRIVER).render_as_string(hide_password=False))
 
 
-def check_redis_url(secret: SecretStr) -> SecretStr:
-    """The URL as it is. Errors never repeat it: it may hold a password."""
+def _set_beside(info: ValidationInfo, password: str) -> str | None:
+    """The value of a password's setting, which stands before the URL that it belongs to."""
+    secret: SecretStr | None = info.data.get(password)
+    return None if secret is None else secret.get_secret_value()
+
+
+def check_redis_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
+    """The URL with the password that is set beside it. Errors never repeat it."""
     example = f"write it as {REDIS_URL_EXAMPLE}"
     try:
         url = urlsplit(secret.get_secret_value())
@@ -156,7 +172,11 @@ def check_redis_url(secret: SecretStr) -> SecretStr:
         raise ValueError(f"it names no server; {example}")
     if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
         raise ValueError(f"its database {url.path[1:]!r} is not a number; {example}")
-    return secret
+    password = _set_beside(info, "redis_password")
+    if password is None or url.password is not None:
+        return secret
+    user, _, address = url.netloc.rpartition("@")
+    return SecretStr(url._replace(netloc=f"{user}:{quote(password, safe='')}@{address}").geturl())
 
 
 def _module_name(name: str) -> str:
@@ -206,8 +226,14 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
+    database_password: SecretStr | None = Field(
+        None, description="PostgreSQL's password, if its URL has none; any signs."
+    )
     database_url: Annotated[SecretStr, AfterValidator(check_postgres_url)] | None = Field(
         None, description="PostgreSQL, where jobs and data are."
+    )
+    redis_password: SecretStr | None = Field(
+        None, description="Redis' password, if its URL has none; any signs."
     )
     redis_url: Annotated[SecretStr, AfterValidator(check_redis_url)] | None = Field(
         None, description="Redis or Valkey, which carries the signals."

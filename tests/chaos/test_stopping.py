@@ -1,9 +1,13 @@
 """Workers told to stop end in time and with 0, whatever the servers do and however often told."""
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -13,8 +17,10 @@ from jobs import Producer, discover_jobs
 from tests.own_servers import OwnPostgres, frozen, own_postgres
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
-from tests.workers import Start, WorkerProcess, environment, until
+from tests.workers import ROOT, Start, WorkerProcess, environment, until
 
+NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
+NO_REDIS = "redis://127.0.0.1:1/0"
 GRACE_S = 1.0
 GIVING_BACK_S = 7.0
 MARGIN_S = 2.0
@@ -90,3 +96,25 @@ async def test_workers_told_to_stop_again_and_again_end_with_0(
 
     await until(ended, "the workers have ended")
     assert [one.terminate() for one in crew] == [0] * len(crew)
+
+
+async def test_a_worker_told_to_stop_while_it_starts_ends_at_once_with_0(tmp_path: Path) -> None:
+    (tmp_path / "slow_jobs.py").write_text(
+        "import signal\nfrom pathlib import Path\n\nPath('reached').touch()\nsignal.pause()\n"
+    )
+    env = environment(NOWHERE, NO_REDIS, job_modules="slow_jobs")
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker", "worker"),
+        env={**env, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+    )
+
+    async def reached() -> bool:
+        return (tmp_path / "reached").exists()
+
+    await until(reached, "the worker is finding its jobs")
+    worker.terminate()
+    _, said = await asyncio.wait_for(worker.communicate(), timeout=30)
+
+    assert (worker.returncode, said) == (0, b"")

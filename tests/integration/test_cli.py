@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -708,6 +709,28 @@ def test_health_is_bad_without_a_worker(cli: Cli) -> None:
 
     assert result.exit_code == 1
     assert "No worker is alive" in result.stdout
+
+
+def test_health_here_is_good_with_a_worker_of_this_host(town: Town) -> None:
+    result = town.cli("health", "--here", "--json")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["queues"]["live_workers_here"] == 1
+
+
+async def test_health_here_is_bad_with_workers_of_other_hosts_alone(
+    cli: Cli, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(
+        "INSERT INTO bulwark.worker (id, host, pid, queues) "
+        "VALUES (gen_random_uuid(), 'elsewhere', 1, '{default}')"
+    )
+    result = await asyncio.to_thread(cli, "health", "--here", "--json")
+    (fault,) = json.loads(result.stdout)["faults"]
+
+    assert result.exit_code == 1
+    assert f"No worker of this host, {socket.gethostname()}, is alive" in fault
+    assert (await asyncio.to_thread(cli, "health")).exit_code == 0
 
 
 def test_health_tells_of_a_queue_that_no_worker_serves(town: Town) -> None:

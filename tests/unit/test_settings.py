@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from redis.asyncio.connection import parse_url
+from sqlalchemy.engine import make_url
 
 from db.engine import PoolProfile
 from worker.settings import Settings, SettingsError, load_settings, variable
@@ -157,9 +159,79 @@ def test_both_servers_are_given_with_their_passwords(monkeypatch: pytest.MonkeyP
     assert servers.redis_url == REDIS_URL
 
 
+AWKWARD = "a@b:c/d%41?e#f g+h'\"\\&[é"
+
+
+def test_passwords_of_any_signs_may_stand_beside_their_urls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_URL", "postgresql://ann@db.example/shop?ssl=require")
+    monkeypatch.setenv("BULWARK_DATABASE_PASSWORD", AWKWARD)
+    monkeypatch.setenv("BULWARK_REDIS_URL", "rediss://redis.example:6380/3")
+    monkeypatch.setenv("BULWARK_REDIS_PASSWORD", AWKWARD)
+
+    servers = load_settings().require_servers()
+    postgres, redis = make_url(servers.database_url), parse_url(servers.redis_url)
+
+    assert (postgres.username, postgres.password, postgres.host, postgres.database) == (
+        "ann",
+        AWKWARD,
+        "db.example",
+        "shop",
+    )
+    assert postgres.query == {"ssl": "require"}
+    assert (redis["password"], redis["host"], redis["port"], redis["db"]) == (
+        AWKWARD,
+        "redis.example",
+        6380,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://bob@redis.example", "unix://bob@/run/redis.sock?db=1", "redis://bob@[::1]:1/0"]
+)
+def test_a_redis_user_keeps_the_name_beside_the_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
+    monkeypatch.setenv("BULWARK_REDIS_URL", url)
+    monkeypatch.setenv("BULWARK_REDIS_PASSWORD", AWKWARD)
+
+    found = parse_url(load_settings().require_servers().redis_url)
+
+    assert found == {**parse_url(url), "password": AWKWARD}
+
+
+def test_the_password_in_a_url_is_the_one_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
+    monkeypatch.setenv("BULWARK_DATABASE_PASSWORD", AWKWARD)
+    monkeypatch.setenv("BULWARK_REDIS_URL", REDIS_URL)
+    monkeypatch.setenv("BULWARK_REDIS_PASSWORD", AWKWARD)
+
+    servers = load_settings().require_servers()
+
+    assert make_url(servers.database_url).password == PASSWORD
+    assert servers.redis_url == REDIS_URL
+
+
+def test_a_password_beside_a_url_without_a_user_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = problem(
+        monkeypatch,
+        BULWARK_DATABASE_URL="postgresql://db.example/shop",
+        BULWARK_DATABASE_PASSWORD=PASSWORD,
+    )
+
+    assert "it names no user that BULWARK_DATABASE_PASSWORD is the password of" in told
+    assert PASSWORD not in told
+
+
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
-    monkeypatch.setenv("BULWARK_REDIS_URL", REDIS_URL)
+    monkeypatch.setenv("BULWARK_REDIS_URL", "redis://redis.example")
+    monkeypatch.setenv("BULWARK_REDIS_PASSWORD", PASSWORD)
 
     settings = load_settings()
 

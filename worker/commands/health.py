@@ -1,6 +1,7 @@
 """`bulwark health`: whether servers and workers are fit."""
 
 import asyncio
+from typing import Annotated
 
 import typer
 
@@ -15,9 +16,14 @@ def add_to(app: typer.Typer) -> None:
     app.command()(health)
 
 
-def health(as_json: AsJson = False) -> None:
+def health(
+    here: Annotated[
+        bool, typer.Option("--here", help="Demand a living worker of this host, for a probe.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Tell whether servers and workers are fit; the exit code is 0 if so, otherwise 1."""
-    found = asyncio.run(check_health(quiet_settings()))
+    found = asyncio.run(check_health(quiet_settings(), here=here))
     listings.show_health(found, as_json=as_json)
     if not found.healthy:
         raise typer.Exit(ExitCode.FAILED)

@@ -21,8 +21,8 @@ demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 test: $(STAMP) ## Run every test, two files at a time, each on an own PostgreSQL and Valkey.
 	@$(PYTEST)
 
-test-containers: $(STAMP) ## Run the tests that need servers, on PostgreSQL and Redis in containers.
-	@BULWARK_TEST_SERVERS=containers $(PYTEST) -m "not apart" tests/acceptance tests/chaos tests/integration
+test-containers: $(STAMP) ## Run the tests that need servers on containers.
+	@BULWARK_TEST_SERVERS=containers $(PYTEST) $(OPTIONS) tests/acceptance tests/chaos tests/integration
 
 smoke: $(STAMP) ## Build the image, run the compose stack, and let its containers crash.
 	@$(BIN)/python -m pytest tests/compose

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["--rows", "2000", "--pairs", "1", "--samples", "3", "--idle-s", "0.5", "--transfers", "40"]
 MEASURES = ("insert", "upsert", "update", "purge", "pickup", "idle", "transfers")

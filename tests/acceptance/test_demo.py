@@ -14,6 +14,8 @@ import pytest
 
 from worker.demo_data import FAULTS, write_heroes
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 ROWS = 20_000
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.workers import environment_of, run_bulwark
+
+pytestmark = pytest.mark.once
 
 EXPORT = re.compile(r"export (BULWARK_\w+)='?([^']*)'?\n")
 PASSWORD = "not-to-be-shown"

@@ -18,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from tests.workers import ROOT, environment, until, workers
 
+pytestmark = pytest.mark.once
+
 Sessions = async_sessionmaker[AsyncSession]
 Row = sa.Row[*tuple[Any, ...]]
 MODEL = '''

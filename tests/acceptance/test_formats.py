@@ -28,7 +28,7 @@ from tests.football import (
 from tests.object_store import object_store
 from tests.workers import ROOT, environment, workers
 
-pytestmark = needs_data
+pytestmark = [needs_data, pytest.mark.once]
 
 PREFIX_RECORDS = 3_000
 OPTIONS = (*ARRIVALS_AS_HEROES, "--on-conflict", "skip", "--follow", "--json")

@@ -28,6 +28,8 @@ from tests.workers import Start, WorkerProcess, environment, until, workers
 from worker.testing.databases import Databases
 from worker.testing.servers import RedisDatabases
 
+pytestmark = pytest.mark.once
+
 ROWS = 200_000
 TEAMS = 500
 CHUNK_ROWS = 1_000

@@ -17,6 +17,8 @@ import pytest
 
 from tests.workers import WorkerProcess, run_bulwark
 
+pytestmark = pytest.mark.once
+
 ROWS = int(os.environ.get("MEASURED_ROWS", "200000"))
 COLUMNS = ("name", "age", "email", "external_id", "team")
 SCHEMA = pa.schema([(name, pa.int32() if name == "age" else pa.string()) for name in COLUMNS])

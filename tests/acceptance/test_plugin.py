@@ -14,6 +14,8 @@ from tests.stage import connected
 from tests.workers import ROOT, environment_of, run_python
 from worker.testing.servers import Servers
 
+pytestmark = pytest.mark.once
+
 GUIDE = (ROOT / "docs" / "testing.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", GUIDE, re.DOTALL))
 MOST_LINES = 15

@@ -4,7 +4,11 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.workers import ROOT, environment, run_python, workers
+
+pytestmark = pytest.mark.once
 
 README = (ROOT / "README.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))

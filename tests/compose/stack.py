@@ -1,5 +1,6 @@
 """A compose project of the tests' own, seen from outside, whose containers can be crashed."""
 
+import asyncio
 import json
 import os
 import random
@@ -7,12 +8,12 @@ import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 
-from tests.stage import connected
 from tests.workers import ROOT, until
 
 IMAGE = "bulwark-worker:smoke"
@@ -32,6 +33,7 @@ class Stack:
         self.project = f"bulwark-smoke-{secrets.token_hex(4)}"
         self.password = ODD_PASSWORD + secrets.token_hex(4)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("BULWARK_")}
+        self._last_database_url = "postgresql://127.0.0.1:1/none"
         self._env = kept | {
             "POSTGRES_PASSWORD": self.password,
             "REDIS_PASSWORD": self.password,
@@ -71,9 +73,8 @@ class Stack:
         pid = inspect(container, "{{.State.Pid}}")
         if pid == "0":
             return False
-        beside = ["docker", "run", "--rm", "--pid=host", "--user=0", "--network=none", IMAGE]
         try:
-            run([*beside, "sh", "-c", f"kill -9 {pid}"], self._env)
+            run(["docker", "exec", self.killer, "sh", "-c", f"kill -9 {pid}"], self._env)
         except ComposeFailed:
             return False  # it has ended meanwhile
         return True
@@ -100,11 +101,25 @@ class Stack:
     def redis_url(self) -> str:
         return f"redis://:{quote(self.password, safe='')}@{self.port('redis', 6379)}/0"
 
+    @cached_property
+    def killer(self) -> str:
+        """The id of a container that may send signals to the processes of all others."""
+        options = ["--detach", "--rm", "--init", "--pid=host", "--user=0", "--network=none"]
+        words = ["docker", "run", *options, "--no-healthcheck", IMAGE, "sleep", "infinity"]
+        return run(words, self._env).strip()
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """A look at the database."""
-        async with connected(self.database_url) as connection:
+        try:
+            connection = await asyncpg.connect(plain(self._last_database_url))
+        except (OSError, asyncpg.PostgresError):
+            self._last_database_url = await asyncio.to_thread(lambda: self.database_url)
+            connection = await asyncpg.connect(plain(self._last_database_url))
+        try:
             yield connection
+        finally:
+            await connection.close()
 
     async def value(self, sql: str, *arguments: object) -> Any:
         async with self.connection() as connection:
@@ -126,10 +141,17 @@ class Stack:
 def running_stack(**settings: str) -> Iterator[Stack]:
     """A project without anything in it yet; nothing of it is left afterwards."""
     stack = Stack(**settings)
+    assert stack.killer  # which is there when it is needed
     try:
         yield stack
     finally:
         stack.down(volumes=True)
+        run(["docker", "kill", stack.killer], os.environ)
+
+
+def plain(url: str) -> str:
+    """As asyncpg wants it."""
+    return url.replace("+asyncpg", "")
 
 
 def build_image() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -15,17 +16,21 @@ from db.retry import DATABASE_ERRORS
 from jobs import Bell, Payload, Producer, discover_jobs
 from jobs.transfer_heroes import TransferHeroes
 from tests.compose.stack import ComposeFailed, Stack, compose_program, inspect, running_stack
-from tests.workers import ROOT
+from tests.workers import ROOT, until
 from worker.redis_pool import make_redis
 
 ROWS = 20_000
-ROWS_A_CHUNK = 500
-TRANSFERS = 300
-CRASHES = 6
+ROWS_A_CHUNK = 100
+TRANSFERS = 400
+CRASHES = 8
+MOST_PAUSE_S = 3.0
 SEED = int(os.environ.get("SMOKE_SEED", time.time_ns() % 1_000_000))
 """What is drawn in this run; give SMOKE_SEED to draw it again."""
 
-COMMITTED = "SELECT count(*) > 2 FROM bulwark.chunk WHERE job_id = $1"
+COMMITTED = """
+    SELECT job.id FROM bulwark.job
+     WHERE actor = $1 AND (SELECT count(*) FROM bulwark.chunk WHERE job_id = job.id) > 2
+"""
 ENDED = "SELECT state FROM bulwark.job WHERE id = $1 AND finished_at IS NOT NULL"
 ALL_ENDED = "SELECT bool_and(finished_at IS NOT NULL) FROM bulwark.job"
 LEFT_BEHIND = """
@@ -43,8 +48,8 @@ EVERYTHING = """
 
 @pytest.fixture(scope="module")
 def stack(image: None) -> Iterator[Stack]:
-    """With one worker, which notices a lost one soon."""
-    with running_stack(BULWARK_BEAT_INTERVAL_S="1", BULWARK_LOST_AFTER_S="3") as stack:
+    """With one worker, which gives its jobs back as soon as it is told to stop."""
+    with running_stack(BULWARK_SHUTDOWN_GRACE_S="0") as stack:
         stack.up()
         stack.accept("import", "team", "-", stdin=b"name\nReds\nBlues\n")
         yield stack
@@ -69,10 +74,8 @@ def heroes(prefix: str, rows: int = ROWS) -> bytes:
 async def test_an_import_goes_on_after_the_crash_of_a_container(
     victim: str, stack: Stack, facts: list[str]
 ) -> None:
-    words = ("import", "hero", "-", "--chunk-rows", str(ROWS_A_CHUNK))
-    job_id = await asyncio.to_thread(stack.accept, *words, stdin=heroes(victim))
-    await stack.seen(COMMITTED, "some chunks are committed", job_id)
     [container] = stack.containers(victim)
+    job_id = await importing(stack, victim)
     chunks = await stack.value("SELECT count(*) FROM bulwark.chunk WHERE job_id = $1", job_id)
     assert stack.crash(container)
     crashed_s = time.monotonic()
@@ -87,6 +90,15 @@ async def test_an_import_goes_on_after_the_crash_of_a_container(
     assert chunks < ROWS // ROWS_A_CHUNK
     assert await inserted(stack, job_id) == (ROWS, ROWS, ROWS)
     assert len(await hero_ids(stack, victim)) == ROWS
+
+
+async def importing(stack: Stack, name: str) -> str:
+    """The id of an import of that actor, of which some chunks, and not all, are committed."""
+    words = ("import", "hero", "-", "--chunk-rows", str(ROWS_A_CHUNK), "--actor", name)
+    accepting = asyncio.create_task(asyncio.to_thread(stack.accept, *words, stdin=heroes(name)))
+    job_id: str = await stack.seen(COMMITTED, "some chunks are committed", name)
+    accepting.add_done_callback(lambda task: task.exception())  # its container may be cut off, too
+    return job_id
 
 
 async def inserted(stack: Stack, job_id: str) -> tuple[int, int, int]:
@@ -112,8 +124,9 @@ async def test_three_workers_transfer_each_hero_once_while_any_container_dies(
     ids = await hero_ids(stack, "moving")
     team_id = await stack.value("SELECT id FROM team WHERE name = 'Reds'")
     crashing = asyncio.create_task(asyncio.to_thread(crash_again_and_again, stack, chance))
+    pause_s = MOST_PAUSE_S * CRASHES / TRANSFERS
     orders = {f"move {one}": TransferHeroes(hero_ids=[one], to_team_id=team_id) for one in ids}
-    await accept_all(stack, orders)
+    await accept_all(stack, orders, pause_s)
     crashed = await crashing
 
     await stack.seen(ALL_ENDED, "all jobs have ended")
@@ -127,7 +140,7 @@ async def test_three_workers_transfer_each_hero_once_while_any_container_dies(
             "SELECT count(*), count(DISTINCT hero_id) FROM transfer WHERE to_team_id = $1", team_id
         )
         audited = await connection.fetchval(
-            "SELECT count(*) FROM bulwark.audit WHERE table_name = 'hero' AND action = 'moved'"
+            "SELECT count(*) FROM bulwark.audit WHERE table_name = 'transfer' AND action = 'insert'"
         )
     assert {row[0]: row[1] for row in ends} == {"succeeded": TRANSFERS}
     assert (moved[0], moved[1], audited) == (TRANSFERS, TRANSFERS, TRANSFERS)
@@ -138,7 +151,7 @@ def crash_again_and_again(stack: Stack, chance: random.Random) -> list[str]:
     """Crash containers at moments that are drawn; returns their services."""
     crashed = []
     for _ in range(CRASHES):
-        time.sleep(chance.uniform(0.5, 4.0))  # the moment is drawn; nothing is waited for
+        time.sleep(chance.uniform(0.5, MOST_PAUSE_S))  # the moment is drawn; nothing is waited for
         with suppress(ComposeFailed):
             crashed.append(stack.crash_one_of(chance))
     return crashed
@@ -159,7 +172,7 @@ async def hero_ids(stack: Stack, prefix: str) -> list[int]:
     return [row["id"] for row in rows]
 
 
-async def accept_all(stack: Stack, payloads: Mapping[str, Payload]) -> None:
+async def accept_all(stack: Stack, payloads: Mapping[str, Payload], pause_s: float) -> None:
     """Enqueue each under its key until PostgreSQL has said yes; nothing is enqueued twice."""
     waiting = dict(payloads)
     while waiting:
@@ -168,6 +181,7 @@ async def accept_all(stack: Stack, payloads: Mapping[str, Payload]) -> None:
                 for key, payload in list(waiting.items()):
                     await producer.enqueue(payload, idempotency_key=key)
                     del waiting[key]
+                    await asyncio.sleep(pause_s)  # so that there are some at any moment
 
 
 @asynccontextmanager
@@ -188,9 +202,7 @@ async def producer_on(stack: Stack) -> AsyncIterator[Producer]:
 async def test_workers_told_to_stop_give_their_jobs_back_and_end_with_zero(stack: Stack) -> None:
     await asyncio.to_thread(stack.up, 3)
     workers = stack.containers("worker")
-    words = ("import", "hero", "-", "--chunk-rows", "100")
-    job_id = await asyncio.to_thread(stack.accept, *words, stdin=heroes("stopped"))
-    await stack.seen(COMMITTED, "some chunks are committed", job_id)
+    job_id = await importing(stack, "stopped")
 
     await asyncio.to_thread(stack.compose, "stop", "worker")
 
@@ -221,8 +233,9 @@ async def test_a_container_that_dies_while_everything_starts_holds_nothing_up(
 ) -> None:
     with running_stack() as stack:
         starting = asyncio.create_task(asyncio.to_thread(stack.up))
+        await until(partial(asyncio.to_thread, stack.containers, "migrate"), "migrate has begun")
+        await asyncio.sleep(chance.uniform(0.0, 3.0))  # the moment is drawn
         services = ("postgres", "redis", "migrate")
-        await asyncio.sleep(chance.uniform(1.0, 8.0))  # the moment is drawn
         crashed = await asyncio.to_thread(stack.crash_one_of, chance, services)
         await asyncio.wait([starting])
         said = starting.exception()

@@ -24,6 +24,8 @@ from worker.embedded import (
     embedded_valkey,
 )
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 ENDED_WITHIN_S = 60.0
 

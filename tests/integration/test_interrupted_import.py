@@ -24,6 +24,7 @@ EITHER_WAY = pytest.mark.parametrize("way", get_args(Way))
 TAKEN_BACK_AFTER_EACH_CHUNK = """
     CREATE FUNCTION take_back() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN
+            PERFORM set_config('lock_timeout', '50', true); -- the chunk behind holds the job's row
             UPDATE bulwark.job SET state = 'queued', reason = 'rescued', run_at = now()
              WHERE id = NEW.job_id;
             RETURN NULL;

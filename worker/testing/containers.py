@@ -1,6 +1,5 @@
 """PostgreSQL and Redis in containers, which can be stopped and started at the same address."""
 
-import asyncio
 import secrets
 import signal
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 
 from worker.embedded import free_port
+from worker.testing.beside import run_beside
 from worker.testing.choice import ServerChoice
 
 REDIS_DATABASES = 64
@@ -187,7 +187,7 @@ class ContainerPostgres(_Server):
         self._end(_STOP_SIGNALS[mode])
 
     def _ask(self) -> None:
-        asyncio.run(self._connect())
+        run_beside(self._connect())
 
     async def _connect(self) -> None:
         connection = await asyncpg.connect(self.url.replace("+asyncpg", ""), timeout=5)

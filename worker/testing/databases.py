@@ -1,6 +1,5 @@
 """Databases for tests: one template, brought to the newest migration once, and copies of it."""
 
-import asyncio
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from itertools import count
 
 import asyncpg
 from sqlalchemy.engine import make_url
+
+from worker.testing.beside import run_beside
 
 Prepare = Callable[[str], object]
 """Makes the tables of an empty database, whose URL it is given."""
@@ -61,7 +62,7 @@ class Databases:
         return make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
 
     def _execute(self, statement: str) -> None:
-        asyncio.run(self._executed(statement))
+        run_beside(self._executed(statement))
 
     async def _executed(self, statement: str) -> None:
         connection = await asyncpg.connect(self._server_url.replace("+asyncpg", ""))

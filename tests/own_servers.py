@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import psutil
 import pytest
 
 from worker.embedded import EmbeddedPostgres, embedded_postgres, embedded_valkey
+from worker.embedded.postgres import StopMode
 from worker.testing.choice import Source, choose_servers
 from worker.testing.containers import ContainerPostgres, container_postgres, container_redis
 
@@ -18,7 +19,7 @@ class OwnPostgres(Protocol):
     @property
     def url(self) -> str: ...
 
-    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None: ...
+    def stop(self, mode: StopMode = "fast") -> None: ...
 
     def start(self) -> None: ...
 

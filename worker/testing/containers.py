@@ -4,8 +4,8 @@ import secrets
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NoReturn, Self, cast
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn, Self, cast
 
 import asyncpg
 import docker
@@ -17,6 +17,7 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 
 from worker.embedded import free_port
+from worker.embedded.postgres import STOP_SIGNALS, StopMode
 from worker.testing.beside import run_beside
 from worker.testing.choice import ServerChoice
 
@@ -32,11 +33,6 @@ _REDIS_SERVER = (
     f"--protected-mode no --databases {REDIS_DATABASES} "
     "--save '' --appendonly no --maxmemory-policy noeviction"
 )
-_STOP_SIGNALS = {
-    "smart": signal.SIGTERM,
-    "fast": signal.SIGINT,
-    "immediate": signal.SIGQUIT,
-}  # https://www.postgresql.org/docs/18/server-shutdown.html
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30
 _POLL_S = 0.05
@@ -94,17 +90,15 @@ class _Server(ABC):
         ports[f"{port}/tcp"] = (interface, self._port)
 
     def __enter__(self) -> Self:
-        try:
-            self._container.start()
+        with ExitStack() as unless_it_answers:
+            unless_it_answers.callback(self._container.stop)
+            try:
+                self._container.start()
+            except (DockerException, RequestException) as error:
+                image = self._container.image
+                raise ContainerError(f"The image {image} does not start: {error}") from None
             self._wait_until_ready()
-        except (DockerException, RequestException) as error:
-            self._container.stop()
-            raise ContainerError(
-                f"The image {self._container.image} does not start: {error}"
-            ) from None
-        except BaseException:
-            self._container.stop()
-            raise
+            unless_it_answers.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,9 +176,9 @@ class ContainerPostgres(_Server):
         super().__init__(container, 5432)
         self.url = f"postgresql+asyncpg://postgres:{password}@{self._host}:{self._port}/postgres"
 
-    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+    def stop(self, mode: StopMode = "fast") -> None:
         """Stop as `pg_ctl stop` does; "smart" waits until the last client has left."""
-        self._end(_STOP_SIGNALS[mode])
+        self._end(STOP_SIGNALS[mode])
 
     def _ask(self) -> None:
         run_beside(self._connect())

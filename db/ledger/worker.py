@@ -13,7 +13,10 @@ from sqlmodel import SQLModel
 from db.ledger.job import SCHEMA
 
 APPLICATION_NAME = "bulwark {worker_id}"
-"""How a worker's connections are named, so that a lost worker's backends can be found."""
+"""How the names of a worker's connections begin, so that a lost worker's backends can be found.
+
+PgBouncer's `application_name_add_host` writes an address behind it.
+"""
 KEPT = timedelta(days=7)
 """How long the row of a worker that has ended is kept."""
 
@@ -101,7 +104,8 @@ UNFINISHED = """
        AND (EXISTS (SELECT FROM bulwark.job AS j WHERE j.worker_id = w.id AND j.state = 'running')
             OR w.end_reason = 'lost'
                AND EXISTS (SELECT FROM pg_stat_activity
-                            WHERE application_name = replace(:name, '{worker_id}', w.id::text)))
+                            WHERE starts_with(application_name,
+                                              replace(:name, '{worker_id}', w.id::text))))
 """
 _UNFINISHED = sa.text(UNFINISHED).bindparams(name=APPLICATION_NAME)
 
@@ -140,7 +144,7 @@ async def mark_lost(session: AsyncSession, worker_id: UUID, after: timedelta) ->
 
 _TERMINATE = sa.text(
     "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE application_name = :name AND pid <> pg_backend_pid()) AS ended"
+    "WHERE starts_with(application_name, :name) AND pid <> pg_backend_pid()) AS ended"
 )
 
 

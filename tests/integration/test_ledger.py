@@ -487,11 +487,12 @@ async def test_a_worker_that_beats_in_time_is_not_declared_lost(ledger: Ledger) 
     assert not await ledger.do(lambda s: worker.mark_lost(s, worker_id, timedelta(seconds=15)))
 
 
+@pytest.mark.parametrize("added_by_pgbouncer", ["", " - 255.255.255.255:65535"])
 async def test_a_lost_worker_is_unfinished_as_long_as_it_has_a_connection(
-    ledger: Ledger, engine: Any, database_url: str
+    ledger: Ledger, engine: Any, database_url: str, added_by_pgbouncer: str
 ) -> None:
     worker_id = await ledger.add_worker()
-    name = worker.APPLICATION_NAME.format(worker_id=worker_id)
+    name = worker.APPLICATION_NAME.format(worker_id=worker_id) + added_by_pgbouncer
     async with ledger.sessions() as its_own:
         await its_own.execute(
             sa.text("SELECT set_config('application_name', :n, false)"), {"n": name}
@@ -503,7 +504,7 @@ async def test_a_lost_worker_is_unfinished_as_long_as_it_has_a_connection(
         await until(
             lambda: ledger.rows(
                 "SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_activity"
-                " WHERE application_name = :n)",
+                " WHERE application_name = left(:n, 63))",
                 n=name,
             ),
             "the end of the backend",

@@ -1,15 +1,17 @@
 """The Redis client of Bulwark's processes, and what it demands of the server."""
 
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from arq.connections import ArqRedis
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from db.errors import BulwarkError
 from jobs._bell import EXPIRES_MS, deserialize, serialize
+from worker.sentinel import SENTINEL_SCHEMES, master_pool
 
 
 class EvictingRedis(BulwarkError):
@@ -31,20 +33,36 @@ def make_redis(url: str, timeout_s: float) -> ArqRedis:
 
     A connection that is lost is replaced once, at once, which is enough after a restart. Whoever
     can wait for Redis does so in a loop of its own: redis-py would nest its retries, those of a
-    command around those of its connection.
+    command around those of its connection. Behind Sentinel each connection leads to the server
+    that is the master when it is opened, and ends when that one is the master no more.
     """
-    redis: ArqRedis = ArqRedis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        retry_on_error=[RedisConnectionError],
-        health_check_interval=30,
-    )
+    options = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        "retry_on_error": [RedisConnectionError],
+        "health_check_interval": 30,
+        **_host_checking(url),
+    }
+    scheme = urlsplit(url).scheme
+    open_pool = master_pool if scheme in SENTINEL_SCHEMES else ConnectionPool.from_url
+    redis = ArqRedis(open_pool(url, **options))
+    redis.auto_close_connection_pool = True
     redis.job_serializer = serialize
     redis.job_deserializer = deserialize
     redis.expires_extra_ms = EXPIRES_MS
     return redis
+
+
+def _host_checking(url: str) -> dict[str, bool]:
+    """With TLS the certificate must be that of the host, unless the URL asks for no certificate.
+
+    redis-py by itself takes the certificate of any host.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme.startswith("rediss"):
+        return {}
+    return {"ssl_check_hostname": parse_qs(parts.query).get("ssl_cert_reqs") != ["none"]}
 
 
 async def may_evict(redis: Redis) -> bool:

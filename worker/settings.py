@@ -28,6 +28,12 @@ from db.engine import PoolProfile
 from db.ledger.rotation import ROTATED
 from jobs._housekeeping import Housekeeping
 from jobs._sources.object_store import SCHEMES
+from worker.sentinel import (
+    SENTINEL_SCHEMES,
+    SENTINEL_URL_EXAMPLE,
+    SentinelUrlError,
+    parse_sentinel_url,
+)
 
 PREFIX = "BULWARK_"
 TEST_PREFIX = "BULWARK_TEST_"
@@ -37,7 +43,14 @@ DATABASE_URL_EXAMPLE = "postgresql://user:password@localhost:5432/bulwark"
 REDIS_URL_EXAMPLE = "redis://localhost:6379/0"
 
 _DRIVER = "postgresql+asyncpg"
-_LIBPQ_OPTIONS = {"sslmode": "ssl", "connect_timeout": "timeout", "application_name": None}
+_NOT_OF_ASYNCPG = {
+    "sslmode": "write ssl=",
+    "sslrootcert": "set PGSSLROOTCERT",
+    "sslcert": "set PGSSLCERT",
+    "sslkey": "set PGSSLKEY",
+    "connect_timeout": "write timeout=",
+    "application_name": "leave it out",
+}
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 _PLAIN = {
     "bool_parsing": "it should be true or false",
@@ -138,9 +151,7 @@ def check_postgres_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     if not url.database:
         raise ValueError(f"it names no database; {example}")
     for option in url.query:
-        if option in _LIBPQ_OPTIONS:
-            instead = _LIBPQ_OPTIONS[option]
-            remedy = f"write {instead}=" if instead else "leave it out"
+        if remedy := _NOT_OF_ASYNCPG.get(option):
             raise ValueError(f"its option {option!r} is unknown to the driver asyncpg; {remedy}")
     password = _set_beside(info, "database_password")
     if password is not None and url.password is None:
@@ -159,9 +170,23 @@ def _set_beside(info: ValidationInfo, password: str) -> str | None:
 
 def check_redis_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
     """The URL with the password that is set beside it. Errors never repeat it."""
+    text = secret.get_secret_value()
+    if text.startswith(SENTINEL_SCHEMES):
+        _require_sentinels(text)
+    else:
+        _require_redis(text)
+    url = urlsplit(text)
+    password = _set_beside(info, "redis_password")
+    if password is None or url.password is not None:
+        return secret
+    user, _, address = url.netloc.rpartition("@")
+    return SecretStr(url._replace(netloc=f"{user}:{quote(password, safe='')}@{address}").geturl())
+
+
+def _require_redis(text: str) -> None:
     example = f"write it as {REDIS_URL_EXAMPLE}"
     try:
-        url = urlsplit(secret.get_secret_value())
+        url = urlsplit(text)
         address = url.path if url.scheme == "unix" else url.hostname
         _ = url.port
     except ValueError:
@@ -172,11 +197,13 @@ def check_redis_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
         raise ValueError(f"it names no server; {example}")
     if url.scheme != "unix" and not re.fullmatch(r"(/\d*)?", url.path):
         raise ValueError(f"its database {url.path[1:]!r} is not a number; {example}")
-    password = _set_beside(info, "redis_password")
-    if password is None or url.password is not None:
-        return secret
-    user, _, address = url.netloc.rpartition("@")
-    return SecretStr(url._replace(netloc=f"{user}:{quote(password, safe='')}@{address}").geturl())
+
+
+def _require_sentinels(text: str) -> None:
+    try:
+        parse_sentinel_url(text)
+    except SentinelUrlError as error:
+        raise ValueError(f"{error}; write it as {SENTINEL_URL_EXAMPLE}") from None
 
 
 def _module_name(name: str) -> str:

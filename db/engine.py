@@ -152,13 +152,13 @@ def _without_named_statements() -> dict[str, Any]:
 
 
 async def _connect(**connect_args: Any) -> Any:
-    """Connect, and give what the operating system or the clock says the SQLSTATE it lacks.
+    """Connect, and give what the operating system, TLS or the clock says the SQLSTATE it lacks.
 
     Otherwise a missing socket could not be told from a missing file of the job's own.
     """
     try:
         return await asyncpg.connect(**connect_args)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, asyncpg.ClientConfigurationError) as error:
         reason = str(error) or f"no answer within {connect_args['timeout']} s"
         raise asyncpg.ClientCannotConnectError(
             f"PostgreSQL cannot be reached: {reason}; check that it runs and the database URL"

@@ -16,6 +16,7 @@ from tests.workers import Start, WorkerProcess, environment, run_bulwark, until
 from worker.exit_codes import ExitCode
 from worker.redis_pool import make_redis
 
+pytestmark = pytest.mark.once
 SETTINGS = {
     "job_modules": ",".join(SAMPLE_JOBS),
     "redis_timeout_s": "1",

@@ -1,18 +1,20 @@
 """Where a Redis is whose master Sentinel names, and the connections that follow it."""
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.asyncio.sentinel import SentinelManagedConnection as Plain
 from redis.asyncio.sentinel import SentinelManagedSSLConnection as Encrypted
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 SENTINEL_URL_EXAMPLE = "redis+sentinel://:password@host1:26379,host2:26379/mymaster/0"
 _PORT = 26379
+_OBJECTS = re.compile(r"<redis\.\S+ - ")
+"""What redis-py writes before the reason of each sentinel, which says where it is as well."""
 _OF_SENTINELS = {"sentinel_username": "username", "sentinel_password": "password"}
 
 
@@ -52,6 +54,13 @@ class MasterPool(SentinelConnectionPool):
 
     Its connections to the sentinels end with it.
     """
+
+    async def get_master_address(self) -> tuple[str, int]:
+        try:
+            address = await super().get_master_address()  # type: ignore[no-untyped-call]  # redis-py's
+        except MasterNotFoundError as error:
+            raise MasterNotFoundError(_OBJECTS.sub("", str(error))) from error
+        return cast("tuple[str, int]", address)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)

@@ -10,7 +10,7 @@ from jobs import Producer, discover_jobs
 from jobs._bell import Bell
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
-from tests.sentinels import Fleet, sentinel_fleet
+from tests.sentinels import SENTINELS, Fleet, sentinel_fleet
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, WorkerProcess, environment, run_bulwark, until
 from worker.exit_codes import ExitCode
@@ -96,6 +96,8 @@ def test_no_sentinel_that_answers_is_one_sentence_without_a_password(
     told = run_bulwark("worker", env=env, folder=tmp_path)
     assert told.returncode == ExitCode.UNREACHABLE
     assert "Redis cannot be used: No master found for 'mymaster'" in told.stderr
+    assert told.stderr.count("Connect call failed") >= SENTINELS
+    assert "<redis" not in told.stderr
     assert "of%20" not in told.stderr
     assert "of data" not in told.stderr
     assert "Traceback" not in told.stderr

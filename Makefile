@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 UV := .venv/lock/bin/uv
-PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 CODE := db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
@@ -18,7 +18,7 @@ help: ## List the targets.
 demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 	@$(BIN)/bulwark demo
 
-test: $(STAMP) ## Run every test, two files at a time, each on an own PostgreSQL and Valkey.
+test: $(STAMP) ## Run every test, four files at a time, each on an own PostgreSQL and Valkey.
 	@$(PYTEST)
 
 test-containers: $(STAMP) ## Run the tests that need servers on containers.

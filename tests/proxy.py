@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 
 from tests.wire import Carrier, listening
+from worker.embedded import free_port
 
 COMMIT = b"COMMIT;\x00"  # the end of asyncpg's simple query message
 _BLOCK_BYTES = 65536
@@ -119,11 +120,26 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
     url = make_url(database_url)
     proxy = Proxy(_way_to(url))
     async with listening(proxy) as port:
-        through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
-        yield (
-            proxy,
-            through.update_query_dict({"ssl": "disable"}).render_as_string(hide_password=False),
-        )
+        yield proxy, _through(url, port)
+
+
+class Road:
+    """Another way to the same database, which can be closed; it is closed at first."""
+
+    def __init__(self, database_url: str) -> None:
+        url, self._port = make_url(database_url), free_port()
+        self.url = _through(url, self._port)
+        self._proxy = Proxy(_way_to(url))
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._proxy.accept, "127.0.0.1", self._port)
+
+    async def close(self) -> None:
+        """Let nobody connect, and cut off everybody."""
+        assert self._server is not None
+        self._server.close()
+        await self._proxy.close()
 
 
 def _way_to(url: URL) -> Connect:
@@ -132,3 +148,8 @@ def _way_to(url: URL) -> Connect:
         path = Path(str(url.query["host"])) / f".s.PGSQL.{url.query.get('port', '5432')}"
         return partial(asyncio.open_unix_connection, path)
     return partial(asyncio.open_connection, url.host, url.port or 5432)
+
+
+def _through(url: URL, port: int) -> str:
+    through = url.difference_update_query(["host", "port"]).set(host="127.0.0.1", port=port)
+    return through.update_query_dict({"ssl": "disable"}).render_as_string(hide_password=False)

@@ -12,11 +12,10 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy.engine import make_url
 
 from db.retry import BUDGETS, Fault
 from tests.deep_folder import LONG_NAME, deep_folder
-from tests.proxy import Cut, proxied
+from tests.proxy import Cut, Road, proxied
 from tests.workers import ROOT, environment, until
 from worker.watched_folder import ACCEPTED, FAILED, TAKEN
 
@@ -338,38 +337,15 @@ async def test_a_watcher_told_to_stop_ends_with_0(
     assert watcher.errors.read_text() == ""
 
 
-class Road:
-    """Another way to the same server, which can be closed."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        parsed = make_url(url)
-        self._link = folder / ".s.PGSQL.5432"
-        self._socket = Path(str(parsed.query["host"])) / self._link.name
-        self.url = parsed.update_query_dict({"host": str(folder)}).render_as_string(
-            hide_password=False
-        )
-        self.open()
-
-    def open(self) -> None:
-        self._link.symlink_to(self._socket)
-
-    async def close(self, connection: asyncpg.Connection) -> None:
-        """Let nobody connect, and cut off everybody but this connection."""
-        self._link.unlink()
-        await connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-
-
 async def test_a_database_that_is_away_is_waited_for_with_one_line(
-    watch: Watch, folder: Path, connection: asyncpg.Connection, database_url: str, tmp_path: Path
+    watch: Watch, folder: Path, connection: asyncpg.Connection, database_url: str
 ) -> None:
-    road = Road(database_url, tmp_path)
+    road = Road(database_url)
+    await road.open()
     watcher = watch(url=road.url)
     drop(folder, "a.csv", "name\nRed\n")
     await accepted(folder, "a.csv")
-    await road.close(connection)
+    await road.close()
     drop(folder, "b.csv", "name\nBlue\n")
 
     async def says_so() -> bool:
@@ -377,13 +353,14 @@ async def test_a_database_that_is_away_is_waited_for_with_one_line(
 
     await until(says_so, "the watcher says that PostgreSQL is away")
     assert [name for name, _ in await jobs(connection)] == ["a.csv"]
-    road.open()
+    await road.open()
     await accepted(folder, "b.csv")
 
     assert watcher.end() == 0
     assert [name for name, _ in await jobs(connection)] == ["a.csv", "b.csv"]
     assert len(watcher.errors.read_text().splitlines()) == 2
     assert names(folder / FAILED) == []
+    await road.close()
 
 
 @pytest.mark.parametrize("at_last", [Cut.ANSWER, Cut.QUESTION])

@@ -2,16 +2,14 @@
 
 import os
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.addresses import PostgresUrl, RedisUrl
 from worker.settings import (
     TEST_PREFIX,
     SettingsError,
-    check_postgres_url,
-    check_redis_url,
     sentences,
     unknown_variables,
 )
@@ -36,8 +34,8 @@ class ServerChoice(BaseSettings):
     )
 
     servers: Source = Source.EMBEDDED
-    database_url: Annotated[SecretStr, AfterValidator(check_postgres_url)] | None = None
-    redis_url: Annotated[SecretStr, AfterValidator(check_redis_url)] | None = None
+    database_url: PostgresUrl | None = None
+    redis_url: RedisUrl | None = None
     postgres_image: str = Field(POSTGRES_IMAGE, validation_alias="POSTGRES_IMAGE")
     redis_image: str = Field(REDIS_IMAGE, validation_alias="REDIS_IMAGE")
 

@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 UV := .venv/lock/bin/uv
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
-CODE := db jobs worker tests alembic
+CODE := bulwark_pytest.py db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,10 +1,10 @@
 """Bring a database to a revision of its migrations, and tell whether it is at the newest."""
 
 import asyncio
-import sysconfig
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -63,11 +63,22 @@ def _scripts() -> Config:
 
 def _ini() -> Path:
     """Beside the packages in a checkout and in the image, and where pip puts it otherwise."""
-    beside = Path(__file__).resolve().parent.parent
-    for folder in (beside, Path(sysconfig.get_path("data"), "share", "bulwark-worker")):
-        if (folder / "alembic.ini").exists():
-            return folder / "alembic.ini"
-    raise BulwarkError(f"alembic.ini is missing in {beside}; install Bulwark anew.")
+    beside = Path(__file__).resolve().parent.parent / "alembic.ini"
+    places = [beside, *_installed("alembic.ini")]
+    for place in places:
+        if place.exists():
+            return place
+    raise BulwarkError(
+        f"The migrations are missing: none of {', '.join(map(str, places))} is there."
+    )
+
+
+def _installed(name: str) -> list[Path]:
+    try:
+        files = metadata.files("bulwark-worker") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())).resolve() for file in files if file.name == name]
 
 
 def _run(step: Callable[[Config, str], object], config: Config, revision: str) -> None:

@@ -23,7 +23,7 @@ from tests.inprocess import Bench
 from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
 from tests.workers import Start, WorkerProcess, environment, workers
-from worker.testing.plugin import Database
+from worker.testing.databases import Database
 
 
 @pytest.fixture

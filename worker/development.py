@@ -45,6 +45,8 @@ def _open_servers(stack: ExitStack, folder: Path, settings: Settings) -> Servers
         postgres = stack.enter_context(embedded_postgres(folder)).url
     if redis is None:
         redis = stack.enter_context(embedded_valkey(folder)).url
+        if settings.redis_password is not None:  # which is that of another server
+            redis = redis.replace("://", "://:@")
     return Servers(postgres, redis)
 
 

@@ -226,12 +226,14 @@ def _read_env_file() -> Mapping[str, str | None]:
 
 def unknown_variables(given: Mapping[str, str | None], place: str = "") -> list[str]:
     """A sentence for each variable that looks like a setting and is none, or has no value."""
-    known = [*(variable(name) for name in Settings.model_fields), *_FOR_TESTS]
+    known = [*(variable(name) for name in Settings.model_fields), *(() if place else _FOR_TESTS)]
     problems = []
     for name, value in given.items():
         if not name.upper().startswith(PREFIX):
             continue
-        if name not in known:
+        if place and name in _FOR_TESTS:
+            problems.append(f"{name}{place} is not read: set it in the environment itself.")
+        elif name not in known:
             problems.append(f"{name}{place} is not a setting{_nearest(name, known)}")
         elif value is None:
             problems.append(f"{name}{place} has no value: write {name}=value.")

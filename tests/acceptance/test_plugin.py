@@ -144,7 +144,7 @@ def test_a_wheel_brings_the_plugin_and_the_migrations(project: Path, tmp_path: P
 def copy_what_is_packed(folder: Path) -> None:
     for name in ("db", "jobs", "worker", "alembic"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("pyproject.toml", "alembic.ini"):
+    for name in ("pyproject.toml", "alembic.ini", "bulwark_pytest.py"):
         shutil.copy(ROOT / name, folder / name)
 
 

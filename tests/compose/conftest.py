@@ -10,16 +10,13 @@ FACTS = pytest.StashKey[list[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FACTS] = []
-    try:
-        require_engine()
-    except ContainerError as error:
-        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("the image and the smoke test")
-    for line in terminalreporter.config.stash[FACTS]:
-        terminalreporter.write_line(line)
+    if facts := terminalreporter.config.stash[FACTS]:
+        terminalreporter.section("the image and the smoke test")
+        for line in facts:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +27,8 @@ def facts(pytestconfig: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def image() -> None:
+    try:
+        require_engine()
+    except ContainerError as error:
+        pytest.fail(f"{error}.", pytrace=False)
     build_image()

@@ -7,7 +7,7 @@ import random
 import secrets
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cached_property
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,9 @@ from tests.workers import ROOT, until
 IMAGE = "bulwark-worker:smoke"
 SERVICES = ("postgres", "redis", "worker")
 ODD_PASSWORD = "p@ss/w%41 :'\"$x#?&\\"
+KILLER_LIVES_S = "3600"
+NO_ENV_FILE = ("--env-file", os.devnull)
+"""The checkout's own .env is for those who use it."""
 _UP_TIMEOUT_S = 300.0
 
 
@@ -50,7 +53,8 @@ class Stack:
 
     def compose(self, *words: str, stdin: bytes | None = None) -> str:
         """Run a command of compose. Raises ComposeFailed."""
-        return run([*compose_program(), "--project-name", self.project, *words], self._env, stdin)
+        options = ["--project-name", self.project, *NO_ENV_FILE]
+        return run([*compose_program(), *options, *words], self._env, stdin)
 
     def bulwark(self, *words: str, stdin: bytes | None = None) -> str:
         """Run a command of Bulwark's in a container of its own."""
@@ -79,13 +83,10 @@ class Stack:
             return False  # it has ended meanwhile
         return True
 
-    def crash_one_of(self, chance: random.Random, services: Sequence[str] = SERVICES) -> str:
-        """Crash a container that is drawn; returns its service."""
-        service = chance.choice(services)
+    def crash_one(self, service: str, chance: random.Random) -> bool:
+        """Crash a container of the service that is drawn; tell whether one was running."""
         containers = self.containers(service)
-        if containers:
-            self.crash(chance.choice(containers))
-        return service
+        return bool(containers) and self.crash(chance.choice(containers))
 
     def port(self, service: str, port: int) -> str:
         """Where a port of the service is on this machine."""
@@ -105,7 +106,7 @@ class Stack:
     def killer(self) -> str:
         """The id of a container that may send signals to the processes of all others."""
         options = ["--detach", "--rm", "--init", "--pid=host", "--user=0", "--network=none"]
-        words = ["docker", "run", *options, "--no-healthcheck", IMAGE, "sleep", "infinity"]
+        words = ["docker", "run", *options, "--no-healthcheck", IMAGE, "sleep", KILLER_LIVES_S]
         return run(words, self._env).strip()
 
     @asynccontextmanager
@@ -141,12 +142,10 @@ class Stack:
 def running_stack(**settings: str) -> Iterator[Stack]:
     """A project without anything in it yet; nothing of it is left afterwards."""
     stack = Stack(**settings)
-    assert stack.killer  # which is there when it is needed
-    try:
+    with ExitStack() as ending:
+        ending.callback(run, ["docker", "kill", stack.killer], os.environ)
+        ending.callback(stack.down, volumes=True)
         yield stack
-    finally:
-        stack.down(volumes=True)
-        run(["docker", "kill", stack.killer], os.environ)
 
 
 def plain(url: str) -> str:

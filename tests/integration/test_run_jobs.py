@@ -10,8 +10,8 @@ from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.carry_on import CarryOn
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
+from worker.testing.databases import Database
 from worker.testing.in_process import EndlessJobs, InProcessWorker
-from worker.testing.plugin import Database
 
 pytestmark = pytest.mark.usefixtures("stage")
 

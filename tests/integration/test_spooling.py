@@ -25,8 +25,6 @@ from tests.proxy import Cut, proxied
 from tests.stage import waiting_for_a_lock
 from tests.workers import ROOT, until
 
-pytestmark = pytest.mark.once
-
 Sessions = async_sessionmaker[AsyncSession]
 HEROES = b"name\nAnn\nBob\n"
 REQUEST = {"table": "hero"}

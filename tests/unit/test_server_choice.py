@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.workers import ROOT
 from worker.settings import SettingsError
-from worker.testing.choice import POSTGRES_IMAGE, Source, choose_servers
+from worker.testing.choice import Source, choose_servers
 
 POSTGRES = "postgresql://tester:geheim@db.example/postgres"
 REDIS = "redis://cache.example/0"
@@ -17,13 +18,15 @@ def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_nothing_said_means_embedded_servers_and_current_images() -> None:
+def test_nothing_said_means_embedded_servers_and_the_images_of_the_compose_file() -> None:
     choice = choose_servers()
     assert choice.servers is Source.EMBEDDED
-    assert choice.postgres_image == POSTGRES_IMAGE
+    compose_file = (ROOT / "docker-compose.yml").read_text()
+    assert f"${{POSTGRES_IMAGE:-{choice.postgres_image}}}" in compose_file
+    assert f"${{REDIS_IMAGE:-{choice.redis_image}}}" in compose_file
 
 
-def test_the_images_of_containers_are_those_that_compose_uses(
+def test_the_images_of_containers_may_be_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BULWARK_TEST_SERVERS", "containers")

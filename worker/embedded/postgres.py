@@ -19,14 +19,13 @@ STOP_SIGNALS = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }  # https://www.postgresql.org/docs/18/server-shutdown.html
-_SETTINGS = {
-    "listen_addresses": "",
+SETTINGS = {
     "max_connections": "200",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "lc_messages": "C",
 }
-_FORGETFUL_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+FORGETFUL_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class EmbeddedPostgres(Server):
@@ -36,8 +35,11 @@ class EmbeddedPostgres(Server):
 
     def __init__(self, home: Home, *, durable: bool) -> None:
         super().__init__(home)
-        self._settings = _SETTINGS | {"unix_socket_directories": f'"{home.sockets}"'}
-        self._settings |= {} if durable else _FORGETFUL_SETTINGS
+        self._settings = SETTINGS | {
+            "listen_addresses": "",
+            "unix_socket_directories": f'"{home.sockets}"',
+        }
+        self._settings |= {} if durable else FORGETFUL_SETTINGS
         address = f"host={quote(str(home.sockets))}&port={POSTGRES_PORT}"
         self.url = f"postgresql+asyncpg://postgres@/postgres?{address}"
 

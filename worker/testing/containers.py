@@ -16,18 +16,12 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_d
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 
-from worker.embedded import free_port
-from worker.embedded.postgres import STOP_SIGNALS, StopMode
+from worker.embedded import EmbeddedValkey, free_port
+from worker.embedded.postgres import FORGETFUL_SETTINGS, SETTINGS, STOP_SIGNALS, StopMode
 from worker.testing.beside import run_beside
 from worker.testing.choice import ServerChoice
 
-REDIS_DATABASES = 64
-_POSTGRES_SETTINGS = {
-    "max_connections": "200",
-    "timezone": "UTC",
-    "lc_messages": "C",
-}
-_FORGETFUL_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+REDIS_DATABASES = EmbeddedValkey.databases
 _REDIS_SERVER = (
     'exec "$(command -v valkey-server || command -v redis-server)" --bind 0.0.0.0 '
     f"--protected-mode no --databases {REDIS_DATABASES} "
@@ -52,8 +46,7 @@ def require_engine() -> None:
         client.close()
     except (DockerException, RequestException) as error:
         raise ContainerError(
-            f"No Docker engine answers ({error}): start one, say where it is in DOCKER_HOST, "
-            "or leave BULWARK_TEST_SERVERS out, which runs the tests on embedded servers."
+            f"No Docker engine answers ({error}): start one, or say where it is in DOCKER_HOST"
         ) from None
 
 
@@ -163,7 +156,7 @@ class ContainerPostgres(_Server):
     """A PostgreSQL of any version, with a password of its own."""
 
     def __init__(self, image: str, *, durable: bool) -> None:
-        settings = _POSTGRES_SETTINGS | ({} if durable else _FORGETFUL_SETTINGS)
+        settings = SETTINGS | ({} if durable else FORGETFUL_SETTINGS)
         password = secrets.token_urlsafe(12)
         container = PostgresContainer(
             image, username="postgres", password=password, dbname="postgres"

@@ -2,13 +2,31 @@
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
+from typing import Self
 
-import asyncpg
 from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
 
+from db.engine import make_sessions
 from worker.testing.beside import run_beside
+
+
+@dataclass(frozen=True)
+class Database:
+    """A migrated database: its URL, and sessions on it like those of the program."""
+
+    url: str
+    sessions: async_sessionmaker[AsyncSession]
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """No connection outlives its session, so that the sessions serve any event loop."""
+        return cls(url, make_sessions(create_async_engine(url, poolclass=NullPool)))
+
 
 Prepare = Callable[[str], object]
 """Makes the tables of an empty database, whose URL it is given."""
@@ -19,6 +37,9 @@ class Databases:
 
     def __init__(self, server_url: str, prepare: Prepare) -> None:
         self._server_url = server_url
+        self._server = create_async_engine(
+            server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
         self._prepare = prepare
         self._run = f"bulwark_test_{secrets.token_hex(4)}"
         self._numbers = count()
@@ -39,14 +60,18 @@ class Databases:
     def close(self) -> None:
         """Drop the template."""
         if self._template is not None:
-            self._execute(f"DROP DATABASE {self._template} WITH (FORCE)")
+            self._drop(self._template)
             self._template = None
 
     def _prepared(self) -> str:
         if self._template is None:
-            self._template = f"{self._run}_template"
-            self._execute(f"CREATE DATABASE {self._template}")
-            self._prepare(self._url(self._template))
+            name = f"{self._run}_template"
+            self._execute(f"CREATE DATABASE {name}")
+            with ExitStack() as unless_prepared:
+                unless_prepared.callback(self._drop, name)
+                self._prepare(self._url(name))
+                unless_prepared.pop_all()
+            self._template = name
         return self._template
 
     @contextmanager
@@ -56,7 +81,10 @@ class Databases:
         try:
             yield self._url(name)
         finally:
-            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _url(self, name: str) -> str:
         return make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
@@ -65,8 +93,5 @@ class Databases:
         run_beside(self._executed(statement))
 
     async def _executed(self, statement: str) -> None:
-        connection = await asyncpg.connect(self._server_url.replace("+asyncpg", ""))
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
+        async with self._server.connect() as connection:
+            await connection.exec_driver_sql(statement)

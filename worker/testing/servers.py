@@ -5,13 +5,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 
+from db.engine import PoolProfile, create_engine
+from db.retry import DATABASE_ERRORS, describe
+from worker.settings import TEST_PREFIX
+from worker.testing.beside import run_beside
 from worker.testing.choice import ServerChoice, Source
 
 USUAL_REDIS_DATABASES = 16
+
+
+class ServersUnfit(Exception):
+    """The servers that were given cannot be used for tests."""
 
 
 class RedisDatabases:
@@ -37,7 +45,11 @@ class RedisDatabases:
             self._free.append(number)
 
     def _emptied(self, number: int) -> str:
-        url = self._url._replace(path=f"/{number}").geturl()
+        options = [(name, value) for name, value in parse_qsl(self._url.query) if name != "db"]
+        if self._url.scheme == "unix":
+            url = self._url._replace(query=urlencode([*options, ("db", number)])).geturl()
+        else:
+            url = self._url._replace(path=f"/{number}", query=urlencode(options)).geturl()
         with redis.Redis.from_url(url) as client:
             client.flushdb()
         return url
@@ -55,7 +67,7 @@ class Servers:
 def open_servers(choice: ServerChoice) -> Iterator[Servers]:
     """Servers for the time of the block; what was started for it is gone afterwards.
 
-    Raises EmbeddedServerError or ContainerError when they cannot be started.
+    Raises EmbeddedServerError or ContainerError when they cannot be started, and ServersUnfit.
     """
     if choice.servers is Source.EMBEDDED:
         from worker.embedded import EmbeddedValkey, embedded_servers
@@ -76,15 +88,41 @@ def _given(choice: ServerChoice) -> Servers:
     """The servers of somebody else, of whose Redis each process of pytest-xdist takes its part."""
     assert choice.database_url is not None
     assert choice.redis_url is not None
+    _require_answer(choice.database_url.get_secret_value())
     url = choice.redis_url.get_secret_value()
-    with redis.Redis.from_url(url) as client:
-        try:
-            databases = int(client.config_get("databases")["databases"])
-        except redis.ResponseError:  # hosted servers often forbid CONFIG
-            databases = USUAL_REDIS_DATABASES
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return Servers(
-        choice.database_url.get_secret_value(),
-        RedisDatabases(url, range(process, databases, processes)),
-    )
+    numbers = range(process, _count_databases(url), processes)
+    if not numbers:
+        raise ServersUnfit(
+            f"The Redis of {TEST_PREFIX}REDIS_URL has fewer databases than the {processes} "
+            "processes of pytest-xdist: start fewer."
+        )
+    return Servers(choice.database_url.get_secret_value(), RedisDatabases(url, numbers))
+
+
+def _require_answer(database_url: str) -> None:
+    """Raise ServersUnfit unless PostgreSQL lets this user in."""
+    try:
+        run_beside(_connect(database_url))
+    except DATABASE_ERRORS as error:
+        raise ServersUnfit(f"{TEST_PREFIX}DATABASE_URL: {describe(error)}.") from None
+
+
+async def _connect(database_url: str) -> None:
+    engine = create_engine(database_url, profile=PoolProfile.LIGHT, application_name="tests")
+    async with engine.connect():
+        pass
+    await engine.dispose()
+
+
+def _count_databases(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        try:
+            return int(client.config_get("databases")["databases"])
+        except redis.ResponseError:  # hosted servers often forbid CONFIG
+            return USUAL_REDIS_DATABASES
+        except redis.RedisError as error:
+            raise ServersUnfit(
+                f"The Redis of {TEST_PREFIX}REDIS_URL cannot be reached: {error}."
+            ) from None

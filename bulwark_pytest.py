@@ -1,30 +1,26 @@
 """The pytest plugin: a database of its own for each test, and a worker that runs what is queued.
 
-pytest loads it by itself wherever Bulwark is installed; servers are started by the first test that
-asks for one.
+pytest loads it by itself wherever Bulwark is installed, also for projects that do not use it. So it
+has a name that is nobody else's, and imports no package of Bulwark's before a fixture is used.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
-# The rest is imported when a fixture is used: every pytest run where Bulwark is installed comes
-# through this module.
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-
     from worker.settings import Settings
-    from worker.testing.databases import Databases
+    from worker.testing.databases import Database, Databases
     from worker.testing.in_process import InProcessWorker
     from worker.testing.servers import RedisDatabases, Servers
 
 _SERVERS = "BULWARK_TEST_SERVERS"
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """End at once, with one sentence, where the servers that were asked for cannot be had."""
     if _SERVERS not in os.environ:
         return
@@ -44,32 +40,26 @@ def _require_engine() -> None:
     except ModuleNotFoundError as error:
         raise pytest.UsageError(
             f"{_SERVERS}=containers needs the package {error.name}: "
-            "install it with pip install 'bulwark-worker[testing]'."
+            "install Bulwark with the extra 'testing'."
         ) from None
     try:
         require_engine()
     except ContainerError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
-@dataclass(frozen=True)
-class Database:
-    """A migrated database: its URL, and sessions on it like those of the program.
-
-    No connection outlives its session, so that the sessions serve any event loop.
-    """
-
-    url: str
-    sessions: "async_sessionmaker[AsyncSession]"
+        embedded = f"or leave {_SERVERS} out, which runs the tests on embedded servers"
+        raise pytest.UsageError(f"{error}, {embedded}.") from None
 
 
 @pytest.fixture(scope="session")
 def bulwark_servers() -> "Iterator[Servers]":
     """PostgreSQL and Redis, from where BULWARK_TEST_SERVERS says, for the whole run."""
     from worker.testing.choice import choose_servers
-    from worker.testing.servers import open_servers
+    from worker.testing.servers import ServersUnfit, open_servers
 
-    with open_servers(choose_servers()) as servers:
+    with ExitStack() as stack:
+        try:
+            servers = stack.enter_context(open_servers(choose_servers()))
+        except ServersUnfit as error:
+            pytest.fail(str(error), pytrace=False)
         yield servers
 
 
@@ -102,15 +92,12 @@ def bulwark_databases(
 
 
 @pytest.fixture
-def bulwark_database(bulwark_databases: "Databases") -> Iterator[Database]:
+def bulwark_database(bulwark_databases: "Databases") -> "Iterator[Database]":
     """A migrated database of this test's own."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
-
-    from db.engine import make_sessions
+    from worker.testing.databases import Database
 
     with bulwark_databases.fresh() as url:
-        yield Database(url, make_sessions(create_async_engine(url, poolclass=NullPool)))
+        yield Database.at(url)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +113,7 @@ def bulwark_redis_url(bulwark_redis_databases: "RedisDatabases") -> str:
 
 
 @pytest.fixture
-def bulwark_worker(bulwark_database: Database, bulwark_settings: "Settings") -> "InProcessWorker":
+def bulwark_worker(bulwark_database: "Database", bulwark_settings: "Settings") -> "InProcessWorker":
     """A producer and a worker on this test's database; `run_jobs()` runs what is queued."""
     from db.registry import discover_models
     from jobs import discover_jobs

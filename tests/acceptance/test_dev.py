@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sqlalchemy import make_url
 
 from tests.workers import environment_of, run_bulwark
 
@@ -104,12 +105,18 @@ def test_dev_uses_the_servers_that_are_given(
 def test_dev_prints_the_address_of_its_own_server_and_not_of_the_one_that_was_given(
     tmp_path: Path, database_url: str
 ) -> None:
-    given = database_url.replace("postgres@", f"postgres:{PASSWORD}@")
-    assert PASSWORD in given
+    url = make_url(database_url)
+    password = url.password or PASSWORD
+    given = url.set(password=password).render_as_string(hide_password=False)
     with development(tmp_path, ready="worker.started", database_url=given) as said:
         pass
 
     text = "".join(said.lines)
     assert "export BULWARK_REDIS_URL=redis://" in text
     assert "BULWARK_DATABASE_URL" not in text
-    assert PASSWORD not in text
+    assert password not in text
+
+
+def test_dev_has_its_own_redis_without_the_password_of_another(tmp_path: Path) -> None:
+    with development(tmp_path, ready="worker.started", redis_password=PASSWORD) as said:
+        assert len(said.below) >= 3

@@ -26,6 +26,7 @@ asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 filterwarnings = error
 """
+NO_REDIS = "redis://127.0.0.1:1/0"
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 
 
@@ -87,8 +88,8 @@ async def databases_of(url: str) -> set[str]:
         (
             {"BULWARK_TEST_SERVERS": "containers", "DOCKER_HOST": NO_ENGINE},
             (
-                "No Docker engine answers .* start one, say where it is in DOCKER_HOST, or leave "
-                "BULWARK_TEST_SERVERS out, which runs the tests on embedded servers."
+                "No Docker engine answers .* start one, or say where it is in DOCKER_HOST, "
+                "or leave BULWARK_TEST_SERVERS out, which runs the tests on embedded servers."
             ),
         ),
         (
@@ -111,7 +112,36 @@ def test_servers_that_cannot_be_had_end_the_run_with_one_sentence(
     assert re.fullmatch(rf"ERROR: {sentence}\n+", done.stderr), done.stderr
 
 
-def test_a_wheel_brings_the_plugin_and_the_migrations(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("postgres", "redis_url", "sentence"),
+    [
+        (
+            "postgresql://a@127.0.0.1:1/b",
+            NO_REDIS,
+            "DATABASE_URL: .* cannot be reached",
+        ),
+        (None, NO_REDIS, "The Redis of BULWARK_TEST_REDIS_URL cannot be reached"),
+    ],
+    ids=["no postgresql", "no redis"],
+)
+def test_given_servers_that_do_not_answer_fail_each_test_with_one_sentence(
+    postgres: str | None, redis_url: str, sentence: str, project: Path, bulwark_servers: Servers
+) -> None:
+    done = run_pytest(
+        project,
+        BULWARK_TEST_SERVERS="url",
+        BULWARK_TEST_DATABASE_URL=postgres or bulwark_servers.database_url,
+        BULWARK_TEST_REDIS_URL=redis_url,
+    )
+    assert done.returncode == 1
+    assert re.search(sentence, done.stdout)
+    assert "Traceback" not in done.stdout
+    assert len(done.stdout.splitlines()) < 12
+
+
+def test_a_wheel_brings_plugin_and_migrations_and_disturbs_nobody(
+    project: Path, tmp_path: Path
+) -> None:
     """Installed apart from the checkout, in an environment that has the other packages."""
     site = tmp_path / "site"
     python = make_environment(site)
@@ -131,6 +161,17 @@ def test_a_wheel_brings_the_plugin_and_the_migrations(project: Path, tmp_path: P
         check=False,
     )
     assert tested.returncode == 0, tested.stdout + tested.stderr
+    own = tmp_path / "own"
+    (own / "worker").mkdir(parents=True)
+    (own / "worker" / "__init__.py").touch()
+    (own / "worker" / "mine.py").write_text("ANSWER = 42\n")
+    (own / "test_mine.py").write_text(
+        "from worker.mine import ANSWER\ndef test_it():\n    assert ANSWER == 42\n"
+    )
+    alone = subprocess.run(
+        [str(python), "-m", "pytest", "-q"], cwd=own, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stdout + alone.stderr
     where = subprocess.run(
         [str(python), "-c", "import worker; print(worker.__file__)"],
         cwd=project,

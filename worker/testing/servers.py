@@ -44,12 +44,15 @@ class RedisDatabases:
         finally:
             self._free.append(number)
 
-    def _emptied(self, number: int) -> str:
+    def url(self, number: int) -> str:
+        """The URL of the database of this number, whatever is in it."""
         options = [(name, value) for name, value in parse_qsl(self._url.query) if name != "db"]
         if self._url.scheme == "unix":
-            url = self._url._replace(query=urlencode([*options, ("db", number)])).geturl()
-        else:
-            url = self._url._replace(path=f"/{number}", query=urlencode(options)).geturl()
+            return f"unix://{self._url.path}?{urlencode([*options, ('db', number)])}"
+        return self._url._replace(path=f"/{number}", query=urlencode(options)).geturl()
+
+    def _emptied(self, number: int) -> str:
+        url = self.url(number)
         with redis.Redis.from_url(url) as client:
             client.flushdb()
         return url

@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from tests.football import ARRIVALS_AS_HEROES, arrivals_in, imported, needs_data, read_records
 
-pytestmark = needs_data
+pytestmark = [needs_data, pytest.mark.once]
 
 UPDATE = ("--on-missing", "create", "--on-conflict", "update")
 

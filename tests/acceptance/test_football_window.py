@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from tests.football import Record, needs_data, read_records
 from tests.workers import run_bulwark
 
-pytestmark = needs_data
+pytestmark = [needs_data, pytest.mark.once]
 
 NO_CLUB = ("", "Without Club", "Retired", "Career break", "Unknown", "Karriereende")
 Env = dict[str, str]

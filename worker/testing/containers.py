@@ -18,7 +18,7 @@ from testcontainers.core.container import DockerContainer
 
 from worker.embedded import EmbeddedValkey, free_port
 from worker.embedded.postgres import FORGETFUL_SETTINGS, SETTINGS, STOP_SIGNALS, StopMode
-from worker.testing.beside import run_beside
+from worker.testing.beside import Beside
 from worker.testing.choice import ServerChoice
 
 REDIS_DATABASES = EmbeddedValkey.databases
@@ -174,7 +174,8 @@ class ContainerPostgres(_Server):
         self._end(STOP_SIGNALS[mode])
 
     def _ask(self) -> None:
-        run_beside(self._connect())
+        with Beside() as beside:
+            beside.run(self._connect())
 
     async def _connect(self) -> None:
         connection = await asyncpg.connect(self.url.replace("+asyncpg", ""), timeout=5)

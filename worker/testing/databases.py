@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.pool import NullPool
 
 from db.engine import make_sessions
-from worker.testing.beside import run_beside
+from worker.testing.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Databases:
 
     def __init__(self, server_url: str, prepare: Prepare) -> None:
         self._server_url = server_url
-        self._server = create_async_engine(
-            server_url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        self._beside = Beside()
+        self._server = create_async_engine(  # one connection, since each costs PostgreSQL a process
+            server_url, pool_size=1, pool_pre_ping=True, isolation_level="AUTOCOMMIT"
         )
         self._prepare = prepare
         self._run = f"bulwark_test_{secrets.token_hex(4)}"
@@ -58,10 +59,12 @@ class Databases:
             yield url
 
     def close(self) -> None:
-        """Drop the template."""
+        """Drop the template; no database can be made any more."""
         if self._template is not None:
             self._drop(self._template)
             self._template = None
+        self._beside.run(self._server.dispose())
+        self._beside.close()
 
     def _prepared(self) -> str:
         if self._template is None:
@@ -90,7 +93,7 @@ class Databases:
         return make_url(self._server_url).set(database=name).render_as_string(hide_password=False)
 
     def _execute(self, statement: str) -> None:
-        run_beside(self._executed(statement))
+        self._beside.run(self._executed(statement))
 
     async def _executed(self, statement: str) -> None:
         async with self._server.connect() as connection:

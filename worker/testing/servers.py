@@ -12,7 +12,7 @@ import redis
 from db.engine import PoolProfile, create_engine
 from db.retry import DATABASE_ERRORS, describe
 from worker.settings import TEST_PREFIX
-from worker.testing.beside import run_beside
+from worker.testing.beside import Beside
 from worker.testing.choice import ServerChoice, Source
 
 USUAL_REDIS_DATABASES = 16
@@ -107,7 +107,8 @@ def _given(choice: ServerChoice) -> Servers:
 def _require_answer(database_url: str) -> None:
     """Raise ServersUnfit unless PostgreSQL lets this user in."""
     try:
-        run_beside(_connect(database_url))
+        with Beside() as beside:
+            beside.run(_connect(database_url))
     except DATABASE_ERRORS as error:
         raise ServersUnfit(f"{TEST_PREFIX}DATABASE_URL: {describe(error)}.") from None
 

@@ -2,6 +2,7 @@
 
 BulwarkError
 ├── NestedTransaction
+├── EndsOutside
 ├── CommitUnknown
 ├── AlreadyCommitted
 ├── Race
@@ -24,6 +25,10 @@ class BulwarkError(Exception):
 
 class NestedTransaction(BulwarkError):
     """A transaction was opened inside another one; pass the open session on instead."""
+
+
+class EndsOutside(BulwarkError):
+    """Work may not commit or roll back its session: that happens when it has returned or raised."""
 
 
 class CommitUnknown(BulwarkError):

@@ -23,10 +23,12 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm
 from sqlmodel import SQLModel
 
+from db.one_commit import LentSession
+
 INCLUDE_DELETED: Final[Mapping[str, Any]] = MappingProxyType({"include_deleted": True})
 
 
-class LiveSession(orm.Session):
+class LiveSession(LentSession):
     """Adds to every SELECT of the ORM that its rows have to be live."""
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted, CommitUnknown, NestedTransaction
+from db.one_commit import lent
 from db.retry import (
     BUDGETS,
     DATABASE_ERRORS,
@@ -124,7 +125,8 @@ async def _try_once(
     try:
         if isolation_level is not None:
             await session.connection(execution_options={"isolation_level": isolation_level})
-        result = await work(session)
+        with lent(session):
+            result = await work(session)
         await _commit(session)
         return result
     except DATABASE_ERRORS as error:

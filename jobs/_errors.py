@@ -53,6 +53,8 @@ class TryLater(JobError):
 
     def __init__(self, delay: timedelta, message: str | None = None) -> None:
         super().__init__(message)
+        if not isinstance(delay, timedelta):
+            raise TypeError(f"a job is put off by a timedelta, not by {delay!r}")
         self.delay = delay
 
 

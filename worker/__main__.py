@@ -15,8 +15,10 @@ FIRST_PROCESS = 1
 def run() -> None:
     """Run the command line on the words that the process was started with."""
     obey_sigterm(is_worker=sys.argv[1:2] == ["worker"])
-    from worker.cli import app
-
+    try:
+        from worker.cli import app
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     app()
 
 

@@ -225,7 +225,7 @@ class Executor:
                 raise
             failed.warning("batch.failed", reason="it was cancelled from within")
             return False
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             ours = not isinstance(error, (*DATABASE_ERRORS, Rejected, TryLater))
             failed.warning("batch.failed", reason=describe(error), exc_info=ours)
             return False
@@ -264,7 +264,7 @@ class Executor:
         try:
             async with asyncio.timeout(CLOSING_TIMEOUT_S):
                 await closing(self._chunked(held), payload_of(self.jobs[held.kind], held))
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_told_to_stop():
                 raise
             log.warning("job.not_closed", claim=str(held.claim_id), reason=describe(error))
@@ -290,7 +290,7 @@ class Executor:
             if _is_told_to_stop():
                 raise
             return tried(held, None, "it was cancelled from within")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             timed_out = isinstance(error, TimeoutError) and limit.expired()
             text = f"it ran longer than {held.timeout_s} s" if timed_out else describe(error)
             if not isinstance(error, DATABASE_ERRORS) and not timed_out:

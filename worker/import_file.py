@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, BinaryIO
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from worker.exit_codes import BadInput, first_problem
 
 STDIN = "-"
 COPY_BYTES = 1024 * 1024
+_PREFIX, _NAME = "bulwark-stdin-", "stdin"
 
 
 def declared_shape(format_: str | None, encoding: str | None, delimiter: str | None) -> Shape:
@@ -59,8 +61,26 @@ def _spilled(stream: BinaryIO) -> Iterator[Path]:
 
     Whatever breaks off the stream leaves no job, for none is enqueued before its end.
     """
-    with TemporaryDirectory(prefix="bulwark-") as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(stream, file, COPY_BYTES)
-        yield path
+    _sweep(Path(gettempdir()))
+    with TemporaryDirectory(prefix=_PREFIX) as folder:
+        unlocked, path = Path(folder, "unlocked"), Path(folder, _NAME)
+        with unlocked.open("wb") as file:
+            flock(file, LOCK_EX)
+            unlocked.rename(path)
+            try:
+                shutil.copyfileobj(stream, file, COPY_BYTES)
+                file.flush()
+            except OSError as error:
+                raise BadInput(
+                    f"What comes through stdin cannot be kept in {folder}: {error.strerror}; "
+                    "set TMPDIR to a folder with more room, or import a file."
+                ) from None
+            yield path
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left: a file that is in use is locked."""
+    for path in folder.glob(f"{_PREFIX}*/{_NAME}"):
+        with suppress(OSError), path.open("rb") as file:
+            flock(file, LOCK_EX | LOCK_NB)
+            shutil.rmtree(path.parent)

@@ -25,7 +25,7 @@ from jobs._run import ChunkedRun
 from tests.inprocess import Bench
 from tests.own_servers import own_postgres
 from tests.proxy import Cut, proxied
-from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut
+from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut, Deed
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, until
@@ -162,6 +162,24 @@ async def test_a_job_that_breaks_a_constraint_fails_its_attempt_without_naming_v
     error = (await stage.row(job_id))["error"]
     assert error.startswith("UniqueViolationError: ")
     assert "(A)" not in error
+    assert await stage.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("deed", "error"),
+    [
+        ("exit", "the game is over"),
+        ("put_off_oddly", "put off by a timedelta, not by 'a moment'"),
+        ("commit", "may not commit or roll back its session"),
+    ],
+)
+async def test_a_job_that_ends_as_no_job_may_fails_its_attempt_and_leaves_nothing(
+    stage: Stage, bench: Bench, deed: Deed, error: str
+) -> None:
+    job_id = await bench.run(ActOut(then=deed))
+    row = await stage.row(job_id)
+    assert (row["state"], row["reason"], row["attempt"]) == ("queued", "retry", 1)
+    assert error in row["error"]
     assert await stage.notes() == []
 
 

@@ -1,6 +1,7 @@
 """A job in one transaction that leaves a note and then does as it is told."""
 
 import asyncio
+import sys
 import time
 from datetime import timedelta
 from typing import Literal
@@ -36,6 +37,9 @@ Deed = Literal[
     "break_a_constraint",
     "hang",
     "cancel_itself",
+    "exit",
+    "put_off_oddly",
+    "commit",
     "return_an_object",
     "block",
 ]
@@ -73,10 +77,20 @@ async def act_out(session: AsyncSession, payload: ActOut) -> Outcome:
             await session.execute(sa.text("INSERT INTO team (name) VALUES ('A'), ('A')"))
         case "hang":
             await asyncio.Event().wait()
-        case "cancel_itself":
-            raise asyncio.CancelledError
+        case "cancel_itself" | "exit" | "put_off_oddly" | "commit":
+            await _do_what_no_job_may(session, payload.then)
         case "return_an_object":
             return {"what": object()}
         case "block":
             time.sleep(payload.seconds)  # noqa: ASYNC251 - a job that blocks the event loop
     return {"note": payload.note}
+
+
+async def _do_what_no_job_may(session: AsyncSession, deed: Deed) -> None:
+    if deed == "cancel_itself":
+        raise asyncio.CancelledError
+    if deed == "exit":
+        sys.exit("the game is over")
+    if deed == "put_off_oddly":
+        raise TryLater("a moment")  # type: ignore[arg-type]  # that is what is tried
+    await session.commit()

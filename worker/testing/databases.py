@@ -24,7 +24,7 @@ class Database:
 
     @classmethod
     def at(cls, url: str) -> Self:
-        """No connection outlives its session, so that the sessions serve any event loop."""
+        """No connection outlives its session, so that they serve any event loop, one at a time."""
         return cls(url, make_sessions(create_async_engine(url, poolclass=NullPool)))
 
 

@@ -42,7 +42,7 @@ def embedded_servers(folder: Path | None = None, *, durable: bool = True) -> Ite
     is killed. Not durable is faster and loses the database when the machine stops.
     """
     with (
-        open_home(folder) as home,
+        open_home(folder, durable=durable) as home,
         running(EmbeddedPostgres(home, durable=durable)) as postgres,
         running(EmbeddedValkey(home)) as valkey,
     ):
@@ -54,7 +54,10 @@ def embedded_postgres(
     folder: Path | None = None, *, durable: bool = True
 ) -> Iterator["EmbeddedPostgres"]:
     """Run a PostgreSQL that the block may stop and start; see embedded_servers."""
-    with open_home(folder) as home, running(EmbeddedPostgres(home, durable=durable)) as postgres:
+    with (
+        open_home(folder, durable=durable) as home,
+        running(EmbeddedPostgres(home, durable=durable)) as postgres,
+    ):
         yield postgres
 
 

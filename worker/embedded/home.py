@@ -13,6 +13,8 @@ from pathlib import Path
 POSTGRES_PORT = 5432
 """Only part of the socket's name: PostgreSQL does not listen on TCP."""
 _SHORT_FOLDER = "/tmp"  # noqa: S108 - the folders made in it are unique and closed to others
+_MEMORY = "/dev/shm"  # noqa: S108 - as above
+_LEAST_MEMORY_BYTES = 4 * 1024**3
 _MAX_SOCKET_PATH_BYTES = 103  # sun_path holds 104 bytes on macOS and 108 on Linux, one is the end
 
 # Reads one line when its owner has tidied up. End of file means that the owner died: then it stops
@@ -41,11 +43,15 @@ class Home:
 
 
 @contextmanager
-def open_home(folder: Path | None) -> Iterator[Home]:
-    """Give the servers their folder, and take away what was temporary when the block ends."""
+def open_home(folder: Path | None, *, durable: bool = True) -> Iterator[Home]:
+    """Give the servers their folder, and take away what was temporary when the block ends.
+
+    A temporary one that need not be durable is in memory, where that has room.
+    """
     temporary: list[Path] = []
     if folder is None:
-        folder = _temporary_folder(tempfile.gettempdir(), temporary)
+        parent = tempfile.gettempdir() if durable or not _has_memory() else _MEMORY
+        folder = _temporary_folder(parent, temporary)
     folder.mkdir(parents=True, exist_ok=True)
     home = folder.resolve()
     sockets = home if _fits_socket(home) else _temporary_folder(_SHORT_FOLDER, temporary)
@@ -73,6 +79,10 @@ def _temporary_folder(parent: str, temporary: list[Path]) -> Path:
     temporary.append(path)
     give_to_postgres(path)
     return path
+
+
+def _has_memory() -> bool:
+    return Path(_MEMORY).is_dir() and shutil.disk_usage(_MEMORY).free >= _LEAST_MEMORY_BYTES
 
 
 def _fits_socket(folder: Path) -> bool:

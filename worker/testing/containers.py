@@ -52,13 +52,15 @@ def require_engine() -> None:
 
 @contextmanager
 def container_postgres(
-    choice: ServerChoice, *, durable: bool = False
+    choice: ServerChoice, *, durable: bool = False, in_memory: bool = False
 ) -> Iterator["ContainerPostgres"]:
     """Run a PostgreSQL while the block lasts.
 
-    Not durable is faster, and loses what was committed last when it does not stop in order.
+    Not durable is faster, and loses what was committed last when it does not stop in order. In
+    memory is faster still, and loses everything when it is stopped.
     """
-    with ContainerPostgres(choice.postgres_image, durable=durable) as postgres:
+    image = choice.postgres_image
+    with ContainerPostgres(image, durable=durable, in_memory=in_memory) as postgres:
         yield postgres
 
 
@@ -155,12 +157,14 @@ class _Server(ABC):
 class ContainerPostgres(_Server):
     """A PostgreSQL of any version, with a password of its own."""
 
-    def __init__(self, image: str, *, durable: bool) -> None:
+    def __init__(self, image: str, *, durable: bool, in_memory: bool) -> None:
         settings = SETTINGS | ({} if durable else FORGETFUL_SETTINGS)
         password = secrets.token_urlsafe(12)
         container = PostgresContainer(
             image, username="postgres", password=password, dbname="postgres"
         )
+        if in_memory:
+            container.with_env("PGDATA", "/memory/data").with_tmpfs_mount("/memory")
         container.with_env("LANG", "C.UTF-8")  # of which initdb makes the encoding
         container.with_command(
             ["postgres", *(f"--{name}={value}" for name, value in settings.items())]

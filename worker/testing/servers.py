@@ -81,7 +81,10 @@ def open_servers(choice: ServerChoice) -> Iterator[Servers]:
     elif choice.servers is Source.CONTAINERS:
         from worker.testing.containers import REDIS_DATABASES, container_postgres, container_redis
 
-        with container_postgres(choice) as postgres, container_redis(choice) as server:
+        with (
+            container_postgres(choice, in_memory=True) as postgres,
+            container_redis(choice) as server,
+        ):
             yield Servers(postgres.url, RedisDatabases(server.url, range(REDIS_DATABASES)))
     else:
         yield _given(choice)

@@ -23,6 +23,7 @@ from worker.embedded import (
     embedded_servers,
     embedded_valkey,
 )
+from worker.embedded.home import has_memory
 
 pytestmark = pytest.mark.once
 
@@ -209,22 +210,20 @@ def test_nothing_is_left_anywhere(tmp_path: Path) -> None:
         place.mkdir()
     with an_owner(**{name: str(place) for name, place in places.items()}) as (owner, folder):
         assert folder.is_dir()
+        assert folder.is_relative_to(places["TMPDIR"])
         started = descendants(owner.pid)
         assert_both_servers_are_among(started)
         owner.communicate()
     assert owner.returncode == 0
     assert not any(process.is_running() for process in started)
-    assert not folder.exists()
     assert [list(place.iterdir()) for place in places.values()] == [[], [], []]
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="this system has no folder in memory")
-def test_what_must_be_durable_is_not_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with embedded_servers() as running:
-        assert running.folder.is_relative_to(tmp_path)
+@pytest.mark.skipif(not has_memory(), reason="this system has no folder in memory with room")
+def test_servers_in_memory_leave_nothing_there() -> None:
+    with embedded_servers(durable=False, in_memory=True) as running:
+        assert running.folder.is_relative_to("/dev/shm")
+    assert not running.folder.exists()
 
 
 @pytest.mark.parametrize("deadly", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

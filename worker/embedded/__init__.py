@@ -34,15 +34,18 @@ class Embedded:
 
 
 @contextmanager
-def embedded_servers(folder: Path | None = None, *, durable: bool = True) -> Iterator[Embedded]:
+def embedded_servers(
+    folder: Path | None = None, *, durable: bool = True, in_memory: bool = False
+) -> Iterator[Embedded]:
     """Run PostgreSQL and Valkey while the block lasts.
 
     Without a folder everything lives in a temporary one, gone afterwards; a given folder keeps the
     database for the next time. Both servers end with the process that started them, even when it
-    is killed. Not durable is faster and loses the database when the machine stops.
+    is killed. Not durable is faster and loses the database when the machine stops; so does a
+    temporary folder in memory, where databases are made with less work.
     """
     with (
-        open_home(folder, durable=durable) as home,
+        open_home(folder, in_memory=in_memory) as home,
         running(EmbeddedPostgres(home, durable=durable)) as postgres,
         running(EmbeddedValkey(home)) as valkey,
     ):
@@ -54,10 +57,7 @@ def embedded_postgres(
     folder: Path | None = None, *, durable: bool = True
 ) -> Iterator["EmbeddedPostgres"]:
     """Run a PostgreSQL that the block may stop and start; see embedded_servers."""
-    with (
-        open_home(folder, durable=durable) as home,
-        running(EmbeddedPostgres(home, durable=durable)) as postgres,
-    ):
+    with open_home(folder) as home, running(EmbeddedPostgres(home, durable=durable)) as postgres:
         yield postgres
 
 

@@ -43,14 +43,14 @@ class Home:
 
 
 @contextmanager
-def open_home(folder: Path | None, *, durable: bool = True) -> Iterator[Home]:
+def open_home(folder: Path | None, *, in_memory: bool = False) -> Iterator[Home]:
     """Give the servers their folder, and take away what was temporary when the block ends.
 
-    A temporary one that need not be durable is in memory, where that has room.
+    A temporary one may be in memory, where that has room.
     """
     temporary: list[Path] = []
     if folder is None:
-        parent = tempfile.gettempdir() if durable or not _has_memory() else _MEMORY
+        parent = _MEMORY if in_memory and has_memory() else tempfile.gettempdir()
         folder = _temporary_folder(parent, temporary)
     folder.mkdir(parents=True, exist_ok=True)
     home = folder.resolve()
@@ -81,7 +81,8 @@ def _temporary_folder(parent: str, temporary: list[Path]) -> Path:
     return path
 
 
-def _has_memory() -> bool:
+def has_memory() -> bool:
+    """Whether this system has a folder in memory with room for a test run."""
     return Path(_MEMORY).is_dir() and shutil.disk_usage(_MEMORY).free >= _LEAST_MEMORY_BYTES
 
 

@@ -75,7 +75,7 @@ def open_servers(choice: ServerChoice) -> Iterator[Servers]:
     if choice.servers is Source.EMBEDDED:
         from worker.embedded import EmbeddedValkey, embedded_servers
 
-        with embedded_servers(durable=False) as running:
+        with embedded_servers(durable=False, in_memory=True) as running:
             numbers = range(EmbeddedValkey.databases)
             yield Servers(running.database_url, RedisDatabases(running.redis_url, numbers))
     elif choice.servers is Source.CONTAINERS:

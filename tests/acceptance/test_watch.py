@@ -102,6 +102,19 @@ async def begun(folder: Path) -> None:
     await until(there, "a watcher has begun")
 
 
+async def looking(connection: asyncpg.Connection) -> None:
+    """Wait for a watcher to be connected, which it is once it will make no folder any more."""
+
+    async def there() -> bool:
+        connected = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name = 'bulwark command line'"
+        )
+        return bool(await connection.fetchval(connected))
+
+    await until(there, "a watcher is connected")
+
+
 async def accepted(folder: Path, *wanted: str) -> None:
     async def there() -> bool:
         place = folder / ACCEPTED
@@ -238,7 +251,7 @@ async def test_a_watcher_killed_behind_the_acceptance_imports_the_file_no_second
     watch: Watch, folder: Path, connection: asyncpg.Connection
 ) -> None:
     first = watch()
-    await begun(folder)
+    await looking(connection)
     shutil.rmtree(folder / ACCEPTED)
     (folder / ACCEPTED).touch()  # no file can be moved into a file
     drop(folder, "teams.csv", "name\nRed\n")

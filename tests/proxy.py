@@ -133,6 +133,7 @@ class Road:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
+        self._proxy.reopen()
         self._server = await asyncio.start_server(self._proxy.accept, "127.0.0.1", self._port)
 
     async def close(self) -> None:

@@ -95,13 +95,14 @@ async def connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def waiting_for_a_lock(sessions: async_sessionmaker[AsyncSession]) -> bool:
-    """Whether a statement in this database waits for another transaction."""
+    """Whether a statement in this database waits for another transaction, not for the gate."""
     async with sessions() as session:
         return bool(
             await session.scalar(
                 sa.text(
                     "SELECT count(*) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                    "WHERE datname = current_database() "
+                    "AND wait_event_type = 'Lock' AND wait_event <> 'advisory'"
                 )
             )
         )

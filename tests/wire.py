@@ -15,8 +15,12 @@ class Carrier(ABC):
 
     def __init__(self) -> None:
         self._conversations: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
+        if self._closed:  # asyncio was at it when the server was closed
+            to_client.transport.abort()
+            return
         conversation = asyncio.create_task(self._carry(client, to_client))
         self._conversations.add(conversation)
         conversation.add_done_callback(self._conversations.discard)
@@ -25,10 +29,15 @@ class Carrier(ABC):
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None: ...
 
     async def close(self) -> None:
-        """Cut every connection that is still open."""
+        """Cut every connection that is still open, and those that come all the same."""
+        self._closed = True
         for conversation in self._conversations:
             conversation.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
+
+    def reopen(self) -> None:
+        """Carry connections again."""
+        self._closed = False
 
 
 @asynccontextmanager

@@ -66,8 +66,14 @@ class Stack:
         return job_id
 
     def containers(self, service: str) -> list[str]:
-        """The ids of a service's containers that run, without those of `bulwark`."""
-        return self.compose("ps", "--quiet", service).split()
+        """The ids of a service's containers that run, without those of `bulwark`.
+
+        There are none when one goes while compose looks, as happens while everything starts.
+        """
+        try:
+            return self.compose("ps", "--quiet", service).split()
+        except ComposeFailed:
+            return []
 
     def crash(self, container: str) -> bool:
         """Kill a container's main process as a crash would; tell whether it was running.

@@ -1,5 +1,6 @@
 """What the command line names as the input of an import: a file, stdin, or an object by its URI."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from worker.exit_codes import BadInput, first_problem
 
 STDIN = "-"
 COPY_BYTES = 1024 * 1024
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PREFIX, _NAME = "bulwark-stdin-", "stdin"
 
 
@@ -71,6 +73,8 @@ def _spilled(stream: BinaryIO) -> Iterator[Path]:
                 shutil.copyfileobj(stream, file, COPY_BYTES)
                 file.flush()
             except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
                 raise BadInput(
                     f"What comes through stdin cannot be kept in {folder}: {error.strerror}; "
                     "set TMPDIR to a folder with more room, or import a file."

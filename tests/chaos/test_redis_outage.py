@@ -29,10 +29,12 @@ SETTINGS = {
 }
 RESTARTS = 10
 ROWS = 60_000
-# a chunk takes long enough for Redis to die in the middle
 SLOW_INSERTS = (
     """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql
-       AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$""",
+       AS $$ BEGIN
+         PERFORM pg_sleep(0.05); -- so that Redis can die in the middle of a chunk
+         RETURN NULL;
+       END $$""",
     "CREATE TRIGGER dawdle AFTER INSERT ON team FOR EACH STATEMENT EXECUTE FUNCTION dawdle()",
 )
 

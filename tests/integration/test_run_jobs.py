@@ -1,10 +1,12 @@
 """The worker that the pytest plugin gives: it runs what is queued, and says what became of it."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from jobs import discover_jobs
+from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.carry_on import CarryOn
@@ -82,7 +84,11 @@ async def test_jobs_with_a_batch_form_are_done_in_one_transaction(
     assert sorted(await stage.notes()) == ["a", "b", "c"]
 
 
-async def test_the_worker_of_a_test_works_in_any_event_loop(
+def test_the_worker_of_a_test_works_in_one_event_loop_after_another(
     bulwark_worker: InProcessWorker,
 ) -> None:
-    assert await bulwark_worker.run_jobs() == []
+    async def insert(name: str) -> list[str]:
+        await bulwark_worker.producer.enqueue(InsertRows(table="team", rows=[{"name": name}]))
+        return [one.state for one in await bulwark_worker.run_jobs()]
+
+    assert [asyncio.run(insert(name)) for name in ("Red", "Blue")] == [["succeeded"]] * 2

@@ -55,11 +55,6 @@ class Server(ABC):
     def stop(self) -> None:
         """Stop in order; a server that does not run is left alone."""
 
-    def restart(self) -> None:
-        """Stop and start again at the same address; every client loses its connection."""
-        self.stop()
-        self.start()
-
     def _end(self, signal_number: signal.Signals) -> None:
         """Send the signal and wait for the end; a server that ended before is left alone."""
         if self._process is None:

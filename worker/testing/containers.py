@@ -4,7 +4,7 @@ import secrets
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NoReturn, Self, cast
 
 import asyncpg
@@ -104,11 +104,6 @@ class _Server(ABC):
         self._container.get_wrapped_container().start()
         self._wait_until_ready()
 
-    def restart(self) -> None:
-        """Stop and start again; every client loses its connection."""
-        self.stop()
-        self.start()
-
     @abstractmethod
     def stop(self) -> None:
         """Stop in order."""
@@ -178,7 +173,7 @@ class ContainerPostgres(_Server):
         self._end(STOP_SIGNALS[mode])
 
     def _ask(self) -> None:
-        with Beside() as beside:
+        with closing(Beside()) as beside:
             beside.run(self._connect())
 
     async def _connect(self) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -110,7 +110,7 @@ def _given(choice: ServerChoice) -> Servers:
 def _require_answer(database_url: str) -> None:
     """Raise ServersUnfit unless PostgreSQL lets this user in."""
     try:
-        with Beside() as beside:
+        with closing(Beside()) as beside:
             beside.run(_connect(database_url))
     except DATABASE_ERRORS as error:
         raise ServersUnfit(f"{TEST_PREFIX}DATABASE_URL: {describe(error)}.") from None

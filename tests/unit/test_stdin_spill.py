@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_it_is_there_as_long_as_it_is_needed(scratch: Path) -> None:
 def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing(scratch: Path) -> None:
     with pytest.raises(BadInput, match=r"cannot be kept in .*File too large; set TMPDIR to"):
         kept(bytes(2 * ROOM_BYTES))
+    assert list(scratch.iterdir()) == []
+
+
+def test_an_input_that_breaks_off_is_no_full_disk_and_leaves_nothing(scratch: Path) -> None:
+    with Path("/proc/self/mem").open("rb", buffering=0) as unreadable:
+        spilled = import_file("-", cast("BinaryIO", unreadable), in_place=False)
+        with pytest.raises(OSError, match="Input/output error"):
+            spilled.__enter__()
     assert list(scratch.iterdir()) == []
 
 

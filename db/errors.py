@@ -52,7 +52,7 @@ class ClaimLost(BulwarkError):
 
 
 class NotAtHead(BulwarkError):
-    """The database is not at the newest migration; run `bulwark migrate`."""
+    """The database lacks migrations of this program; run `bulwark migrate`."""
 
 
 class BadKey(BulwarkError):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -34,12 +35,33 @@ def downgrade(database_url: str, revision: str, *, lock_timeout_ms: int | None =
     _run(command.downgrade, configuration(database_url, lock_timeout_ms), revision)
 
 
-def current_and_head(connection: sa.Connection) -> tuple[str | None, str]:
-    """The revision of the database, None for one never migrated, and the newest there is."""
-    head = ScriptDirectory.from_config(_scripts()).get_current_head()
+@dataclass(frozen=True)
+class Revisions:
+    """Where a database stands, None where it was never migrated, and what this program brings.
+
+    A newer program may have migrated the database: its migrations only add, so that this one goes
+    on working there.
+    """
+
+    current: str | None
+    head: str
+    is_newer: bool
+
+    @property
+    def suffices(self) -> bool:
+        """Whether this program can work on the database."""
+        return self.current == self.head or self.is_newer
+
+
+def read_revisions(connection: sa.Connection) -> Revisions:
+    """Compare the database with the migrations that this program brings along."""
+    scripts = ScriptDirectory.from_config(_scripts())
+    head = scripts.get_current_head()
     if head is None:
         raise BulwarkError(f"There are no migrations beside {_ini()}; restore alembic/versions.")
-    return MigrationContext.configure(connection).get_current_revision(), head
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in scripts.walk_revisions()}
+    return Revisions(current, head, is_newer=current is not None and current not in known)
 
 
 def configuration(database_url: str, lock_timeout_ms: int | None = None) -> Config:

@@ -130,16 +130,12 @@ class Road:
         url, self._port = make_url(database_url), free_port()
         self.url = _through(url, self._port)
         self._proxy = Proxy(_way_to(url))
-        self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        self._proxy.reopen()
-        self._server = await asyncio.start_server(self._proxy.accept, "127.0.0.1", self._port)
+        await self._proxy.open(self._port)
 
     async def close(self) -> None:
         """Let nobody connect, and cut off everybody."""
-        assert self._server is not None
-        self._server.close()
         await self._proxy.close()
 
 

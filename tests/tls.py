@@ -2,17 +2,17 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import docker
 import pytest
 from docker.errors import DockerException
-from requests.exceptions import RequestException
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from worker.testing.choice import choose_servers
+from worker.testing.containers import ContainerError, require_engine
 
 HOST = "localhost"
 OTHER_HOST = "127.0.0.1"
@@ -91,10 +91,10 @@ def _running(
 def _at_hand(image: str) -> str:
     """The image, if there is an engine that has it; nothing is pulled for these tests alone."""
     try:
-        client = docker.from_env()
-        client.images.get(image)
-        client.close()
-    except (DockerException, RequestException) as error:
+        require_engine()
+        with closing(docker.from_env()) as client:
+            client.images.get(image)
+    except (ContainerError, DockerException) as error:
         pytest.skip(f"no server that speaks TLS: the image {image} is not at hand ({error})")
     return image
 

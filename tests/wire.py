@@ -1,55 +1,70 @@
 """TCP wires; the one to Redis counts round trips, and can go dead unnoticed by either end."""
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 _BLOCK_BYTES = 65536
 
 
 class Carrier(ABC):
-    """Accepts connections and carries each until either side ends it."""
+    """Accepts connections and carries each until either side ends it.
+
+    It accepts by itself: a server of asyncio does not say when the last connection that it was
+    accepting at its end has come, and would leave that open.
+    """
 
     def __init__(self) -> None:
         self._conversations: set[asyncio.Task[None]] = set()
+
+    async def open(self, port: int = 0) -> int:
+        """Accept connections at this port of loopback, or at the one that is given back."""
         self._closed = False
-
-    def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
-        if self._closed:  # asyncio was at it when the server was closed
-            to_client.transport.abort()
-            return
-        conversation = asyncio.create_task(self._carry(client, to_client))
-        self._conversations.add(conversation)
-        conversation.add_done_callback(self._conversations.discard)
-
-    @abstractmethod
-    async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None: ...
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self._socket.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept())
+        return int(self._socket.getsockname()[1])
 
     async def close(self) -> None:
-        """Cut every connection that is still open, and those that come all the same."""
+        """Let nobody connect, and cut every connection that is still open."""
         self._closed = True
+        _, last = await asyncio.open_connection(*self._socket.getsockname())
+        await self._accepting
+        self._socket.close()
+        last.transport.abort()
         for conversation in self._conversations:
             conversation.cancel()
         await asyncio.gather(*self._conversations, return_exceptions=True)
 
-    def reopen(self) -> None:
-        """Carry connections again."""
-        self._closed = False
+    async def _accept(self) -> None:
+        while not self._closed:
+            connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+            client, to_client = await asyncio.open_connection(sock=connection)
+            conversation = asyncio.create_task(self._carry(client, to_client))
+            self._conversations.add(conversation)
+            conversation.add_done_callback(partial(self._end, to_client))
+
+    def _end(self, to_client: StreamWriter, conversation: asyncio.Task[None]) -> None:
+        to_client.transport.abort()
+        self._conversations.discard(conversation)
+
+    @abstractmethod
+    async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None: ...
 
 
 @asynccontextmanager
 async def listening(carrier: Carrier) -> AsyncIterator[int]:
     """Let it accept connections, at the port that is given."""
-    server = await asyncio.start_server(carrier.accept, "127.0.0.1", 0)
+    port = await carrier.open()
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield port
     finally:
-        server.close()
         await carrier.close()
-        await server.wait_closed()
 
 
 class Wire(Carrier):

@@ -41,7 +41,7 @@ async def open_engine(
 
 @asynccontextmanager
 async def open_ledger(settings: Settings) -> AsyncIterator[Sessions]:
-    """Sessions on a database that is at the newest migration. Raises NotAtHead on any other."""
+    """Sessions on a database that has all migrations of this program. Raises NotAtHead."""
     async with open_engine(settings) as engine:
         await require_head(engine)
         yield make_sessions(engine)

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from db.engine import PoolStatus, pool_status
-from db.migrations import current_and_head
+from db.migrations import read_revisions
 from db.retry import DATABASE_ERRORS
 from worker.connection import open_engine
 from worker.exit_codes import unreachable_postgres, unreachable_redis
@@ -79,9 +79,10 @@ async def _redis_faults(url: str, timeout_s: float) -> list[str]:
 
 async def _look_into(engine: AsyncEngine, lost_after_s: float, *, here: bool) -> Health:
     async with engine.connect() as connection:
-        revision, head = await connection.run_sync(current_and_head)
+        found = await connection.run_sync(read_revisions)
+        revision, head = found.current, found.head
         pool = pool_status(engine)
-        if revision != head:
+        if not found.suffices:
             fault = (
                 f"The database is at migration {revision or 'none'}, the program at {head}: "
                 "run `bulwark migrate`"

@@ -286,11 +286,13 @@ class Process:
 
 
 async def require_head(engine: AsyncEngine) -> None:
-    """Raise NotAtHead unless the database is at the newest migration."""
+    """Raise NotAtHead unless the database has all migrations of this program; it may have more."""
     async with engine.connect() as connection:
-        current, head = await connection.run_sync(migrations.current_and_head)
-    if current != head:
+        found = await connection.run_sync(migrations.read_revisions)
+    if not found.suffices:
         raise NotAtHead(
-            f"the database is at migration {current or 'none'}, the program at {head}; "
-            "run `bulwark migrate`"
+            f"the database is at migration {found.current or 'none'}, the program at "
+            f"{found.head}; run `bulwark migrate`"
         )
+    if found.is_newer:
+        log.info("schema.newer", revision=found.current, head=found.head)

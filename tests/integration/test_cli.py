@@ -691,6 +691,25 @@ def test_migrate_says_from_where_to_where(cli: Cli, database_url: str) -> None:
     assert cli("jobs").exit_code == 0
 
 
+@pytest.fixture
+async def newer_url(database_url: str) -> str:
+    """A database that a newer program has migrated."""
+    await fetch(database_url, "UPDATE alembic_version SET version_num = 'from a newer one'")
+    return database_url
+
+
+def test_a_database_of_a_newer_program_is_worked_on_and_never_migrated(
+    cli: Cli, newer_url: str, in_tmp_path: Path
+) -> None:
+    (in_tmp_path / "teams.csv").write_text(TEAMS)
+
+    told, accepted = cli("migrate"), cli("import", "team", "teams.csv")
+
+    assert (told.exit_code, accepted.exit_code) == (0, 0)
+    assert "a newer program" in told.stdout
+    assert json.loads(cli("health", "--json").stdout)["revision"] == "from a newer one"
+
+
 def test_health_is_good_with_a_worker(town: Town) -> None:
     result = town.cli("health", "--json")
     document = json.loads(result.stdout)

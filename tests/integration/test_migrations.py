@@ -54,13 +54,13 @@ async def tables(engine: AsyncEngine, schema: str) -> set[str]:
 
 async def revision(engine: AsyncEngine) -> str | None:
     async with engine.connect() as connection:
-        return (await connection.run_sync(migrations.current_and_head))[0]
+        return (await connection.run_sync(migrations.read_revisions)).current
 
 
 async def is_at_head(engine: AsyncEngine) -> bool:
     async with engine.connect() as connection:
-        current, head = await connection.run_sync(migrations.current_and_head)
-    return current == head
+        found = await connection.run_sync(migrations.read_revisions)
+    return found.current == found.head
 
 
 async def test_the_schema_goes_up_down_to_nothing_and_up_again(

@@ -18,14 +18,20 @@ def add_to(app: typer.Typer) -> None:
 def migrate() -> None:
     """Bring the database to the newest migration."""
     settings = quiet_settings()
-    before, head = asyncio.run(_revisions(settings))
-    if before == head:
-        say(f"The database is at migration {head} already.")
+    found = asyncio.run(_revisions(settings))
+    if found.is_newer:
+        say(
+            f"The database is at migration {found.current}, which a newer program has made; "
+            f"this one brings {found.head} and changes nothing."
+        )
+        return
+    if found.suffices:
+        say(f"The database is at migration {found.head} already.")
         return
     migrations.upgrade(settings.require_database())
-    say(f"The database went from migration {before or 'none'} to {head}.")
+    say(f"The database went from migration {found.current or 'none'} to {found.head}.")
 
 
-async def _revisions(settings: Settings) -> tuple[str | None, str]:
+async def _revisions(settings: Settings) -> migrations.Revisions:
     async with open_engine(settings) as engine, engine.connect() as connection:
-        return await connection.run_sync(migrations.current_and_head)
+        return await connection.run_sync(migrations.read_revisions)

@@ -1,7 +1,9 @@
 """PostgreSQL and Redis in containers, which can be stopped and started at the same address."""
 
+import gc
 import secrets
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -40,14 +42,25 @@ class ContainerError(Exception):
 
 def require_engine() -> None:
     """Raise ContainerError unless a Docker engine answers."""
-    try:
-        client = docker.from_env()
-        client.ping()
-        client.close()
-    except (DockerException, RequestException) as error:
+    if fault := _engine_fault():
         raise ContainerError(
-            f"No Docker engine answers ({error}): start one, or say where it is in DOCKER_HOST"
-        ) from None
+            f"No Docker engine answers ({fault}): start one, or say where it is in DOCKER_HOST"
+        )
+
+
+def _engine_fault() -> str | None:
+    try:
+        with closing(docker.from_env()) as client:
+            client.ping()
+        return None
+    except (DockerException, RequestException) as error:
+        fault = str(error)
+    with warnings.catch_warnings():
+        # docker-py leaves a socket open that could not connect: it is collected here, lest it be
+        # found, and reported, in whatever test comes next.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    return fault
 
 
 @contextmanager

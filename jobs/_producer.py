@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
@@ -29,6 +29,8 @@ from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 500
+DIGEST_BYTES = hashlib.sha256().digest_size
+"""That of a key which SQL has taken is longer: it is of the payload as it was given."""
 RING_TIMEOUT_S = 2.0
 """How long an enqueue may wait for Redis: the job is accepted, and the relay will ring it."""
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -217,6 +219,7 @@ class Producer:
                     f"idempotency key {key!r} stands beside two different payloads; use a new key"
                 )
         kept = await idempotency.keep_keys(session, list(wanted.values()), self._retention)
+        kept |= await self._judged_here(session, kept)
         for key, digest in zip(keys, digests, strict=True):
             if kept[key].digest != digest:
                 raise IdempotencyConflict(
@@ -227,6 +230,27 @@ class Producer:
             Enqueued(kept[key].job_id, kept[key].job_id == row["id"])
             for row, key in zip(rows, keys, strict=True)
         ]
+
+    async def _judged_here(self, session: AsyncSession, kept: Mapping[str, Key]) -> dict[str, Key]:
+        """The keys that SQL has taken, with the digests that the producer gives their payloads."""
+        foreign = [key for key, one in kept.items() if len(one.digest) != DIGEST_BYTES]
+        if not foreign:
+            return {}
+        found = await idempotency.jobs_behind(session, foreign)
+        return {
+            key: replace(kept[key], digest=digest)
+            for key, (kind, payload) in found.items()
+            if (digest := self._digest_of_stored(kind, payload)) is not None
+        }
+
+    def _digest_of_stored(self, kind: str, payload: dict[str, Any]) -> bytes | None:
+        """None where no payload of this producer could be the same."""
+        if kind not in self._jobs:
+            return None
+        try:
+            return _digest(self._jobs[kind].payload.model_validate(payload), kind)
+        except ValidationError:
+            return None
 
     async def _ring(self, rings: Sequence[Ring]) -> None:
         if self._bell is None:

@@ -1,5 +1,6 @@
 """The other end of the bell: a worker hears what is due in its queues, without polling."""
 
+import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,15 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
-from db.ledger.job import PRIORITY_LIMIT
-from jobs._bell import PRIORITY_STEP_MS, WAKE_EXPIRES_MS, queue_key, wake_key
+from db.ledger.job import PRIORITY_LIMIT, Ring
+from jobs._bell import (
+    PRIORITY_STEP_MS,
+    WAKE_EXPIRES_MS,
+    arq_id,
+    queue_key,
+    ring_message,
+    wake_key,
+)
 
 LEASE_MS = 60_000
 """How long a message of somebody else's is ours alone, while it is made a job."""
@@ -167,12 +175,39 @@ class Ear:
         self._claim = waiting.register_script(CLAIM)
         self._remove = redis.register_script(REMOVE)
         self._unreadable: set[str] = set()
+        self._overheard: deque[Message] = deque()
+        self._is_heard_out = asyncio.Event()
+
+    async def overhear(self, rings: Sequence[Ring]) -> None:
+        """Let these be heard here, before what is due in Redis; return when all are."""
+        now_ms = timestamp_ms()
+        self._is_heard_out.clear()
+        self._overheard += [
+            Message(
+                one.queue,
+                arq_id(one.job_id, one.number).encode(),
+                ring_message(one.kind, now_ms),
+                Owner.OURS,
+            )
+            for one in rings
+        ]
+        await self._is_heard_out.wait()
+
+    def _take_overheard(self, most: int) -> list[Message]:
+        taken = [self._overheard.popleft() for _ in range(min(most, len(self._overheard)))]
+        if not self._overheard:
+            self._is_heard_out.set()
+        return taken
 
     async def claim(self, most: int) -> list[Message]:
         """Take what is due, at most so much, from the queues in turn, in one call.
 
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
+        overheard = self._take_overheard(most)
+        return overheard or await self._claim_due(most)
+
+    async def _claim_due(self, most: int) -> list[Message]:
         self._turns.rotate()
         heard, unreadable = await self._claim(
             keys=[key for queue in self._turns for key in (queue_key(queue), wake_key(queue))],

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -18,17 +19,21 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from db.errors import NotAtHead
 from db.ledger import worker
 from db.ledger.job import Ring
+from db.ledger.kind import publish_kinds
 from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import transaction
 from jobs._bell import Bell, arq_id
 from jobs._discovery import Jobs, discover_jobs
+from jobs._kinds import described
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
 from worker.delivery import Delivery
 from worker.ear import Ear, Message
 from worker.execution import Executor
+from worker.gleaner import Gleaner
 from worker.interpreter import tune_interpreter
+from worker.listening import Listener
 from worker.liveness import Liveness
 from worker.logs import configure_logs
 from worker.redis_pool import Doorkeeper, make_redis, require_lasting
@@ -156,6 +161,13 @@ class Process:
             pgbouncer=self.settings.pgbouncer,
         )
 
+    def _make_listener(self, url: SecretStr, relay: Relay) -> Listener:
+        name = worker.APPLICATION_NAME.format(worker_id=self.worker_id)
+        engine = create_engine(
+            url.get_secret_value(), profile=PoolProfile.LIGHT, application_name=name
+        )
+        return Listener(engine, relay.wake)
+
     async def start(self) -> None:
         """Check the servers, make the worker's row, and start what runs beside the jobs."""
         tune_interpreter()
@@ -203,14 +215,14 @@ class Process:
         self.arq_worker.allow_pick_jobs = False
 
     async def _register(self, sessions: async_sessionmaker[AsyncSession]) -> None:
-        await transaction(
-            sessions,
-            lambda session: worker.register(
-                session, self.worker_id, socket.gethostname(), os.getpid(), self.settings.queues
-            ),
-            name="worker.register",
-            receipted=True,
-        )
+        host, pid, queues = socket.gethostname(), os.getpid(), self.settings.queues
+        kinds = described(self.jobs)
+
+        async def introduce(session: AsyncSession) -> None:
+            await worker.register(session, self.worker_id, host, pid, queues, [*self.jobs])
+            await publish_kinds(session, kinds)
+
+        await transaction(sessions, introduce, name="worker.register", receipted=True)
 
     def _look_after(self, sessions: async_sessionmaker[AsyncSession], executor: Executor) -> None:
         settings = self.settings
@@ -223,12 +235,17 @@ class Process:
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
         producer = Producer(sessions, self.jobs, Bell(self._redis))
+        gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, [*self.jobs])
         scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
             asyncio.create_task(self._relay.run_forever(), name="relay"),
             asyncio.create_task(rescue.run_forever(), name="rescue"),
             asyncio.create_task(scheduler.run_forever(), name="schedule"),
+            asyncio.create_task(gleaner.run_forever(), name="glean"),
         ]
+        if settings.listen_url is not None:
+            listener = self._make_listener(settings.listen_url, self._relay)
+            self._tasks.append(asyncio.create_task(listener.run_forever(), name="listen"))
         assert self._shutdown is not None
         self._shutdown.spare(executor)
         for task in self._tasks:

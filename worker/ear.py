@@ -204,8 +204,9 @@ class Ear:
 
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
-        overheard = self._take_overheard(most)
-        return overheard or await self._claim_due(most)
+        overheard = min(most, len(self._overheard))
+        due = await self._claim_due(most - overheard) if overheard < most else []
+        return [*self._take_overheard(overheard), *due]
 
     async def _claim_due(self, most: int) -> list[Message]:
         self._turns.rotate()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import NoReturn
 
 import asyncpg
 import structlog
@@ -44,7 +45,7 @@ class Listener:
         finally:
             await self._engine.dispose()
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> NoReturn:
         """Listen until the connection is lost, which raises."""
         async with self._engine.connect() as pooled:
             connection = (await pooled.get_raw_connection()).driver_connection
@@ -60,7 +61,7 @@ class Listener:
                 connection.terminate()
 
 
-async def _until_ended(connection: asyncpg.Connection, ended: asyncio.Event) -> None:
+async def _until_ended(connection: asyncpg.Connection, ended: asyncio.Event) -> NoReturn:
     while True:
         try:
             async with asyncio.timeout(PROBE_INTERVAL_S):

@@ -32,8 +32,7 @@ PARAMETERS = """
 TYPES = "text, jsonb, text, timestamptz, text, integer, integer, integer, text, text"
 
 # What is wrong with the terms of a job, as a message and its remedy; no row when nothing is.
-WRONG_TERMS = rf"""
-CREATE FUNCTION bulwark.wrong_terms({PARAMETERS})
+WRONG_TERMS = r"""
 RETURNS TABLE (message text, remedy text) LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT wrong.message, wrong.remedy
@@ -53,7 +52,7 @@ SET search_path = pg_catalog, pg_temp AS $$
          'the actor must have 1 to 500 bytes', 'Shorten it, or leave it out.'),
         (6, octet_length(correlation_id) NOT BETWEEN 1 AND 500,
          'the correlation_id must have 1 to 500 bytes', 'Shorten it, or leave it out.'),
-        (7, queue COLLATE "C" !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{{0,62}}$',
+        (7, queue COLLATE "C" !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$',
          format('%L is not the name of a queue', left(queue, 100)),
          'Use at most 63 letters, digits and _ . -'),
         (8, priority NOT BETWEEN -9 AND 9,
@@ -72,8 +71,7 @@ $$
 
 # The digest has a byte in front that tells it from the producer's, which leaves out defaults as
 # the payload's class knows them. Where the two meet, the payloads of the jobs are compared.
-ENQUEUE = f"""
-CREATE FUNCTION bulwark.enqueue({PARAMETERS})
+ENQUEUE = """
 RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -96,7 +94,7 @@ BEGIN
     SELECT * INTO declared FROM bulwark.kind AS known WHERE known.kind = enqueue.kind;
 
     IF enqueue.idempotency_key IS NOT NULL THEN
-        filled := coalesce(declared.payload_defaults, '{{}}') || enqueue.payload;
+        filled := coalesce(declared.payload_defaults, '{}') || enqueue.payload;
         mine := '\\x01'::bytea
             || sha256(convert_to(enqueue.kind || E'\\n' || filled::text, 'UTF8'));
         LOOP
@@ -111,7 +109,7 @@ BEGIN
                    kept.digest = mine
                    OR coalesce(
                        job.kind = enqueue.kind
-                       AND coalesce(declared.payload_defaults, '{{}}') || job.payload = filled,
+                       AND coalesce(declared.payload_defaults, '{}') || job.payload = filled,
                        false
                    ) AS is_same
               INTO first
@@ -164,8 +162,9 @@ def upgrade() -> None:
         schema="bulwark",
     )
     op.add_column("worker", sa.Column("kinds", postgresql.ARRAY(sa.Text)), schema="bulwark")
-    for statement in (NEW_JOB_ID, WRONG_TERMS, ENQUEUE):
-        op.execute(statement)
+    op.execute(NEW_JOB_ID)
+    op.execute(f"CREATE FUNCTION bulwark.wrong_terms({PARAMETERS}) {WRONG_TERMS}")
+    op.execute(f"CREATE FUNCTION bulwark.enqueue({PARAMETERS}) {ENQUEUE}")
     op.execute(f"REVOKE ALL ON FUNCTION bulwark.enqueue({TYPES}) FROM PUBLIC")
 
 

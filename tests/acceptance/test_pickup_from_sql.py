@@ -38,7 +38,8 @@ async def test_the_median_job_from_sql_starts_within_50_ms_of_its_commit(
         start(env)
 
     async def listening() -> bool:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'"
+        query = """SELECT count(*) FROM pg_stat_activity
+                    WHERE query ILIKE 'LISTEN%' AND datname = current_database()"""
         return bool(await stage.value(query) >= WORKERS)
 
     await until(listening, "the workers listen")
@@ -53,5 +54,6 @@ async def test_the_median_job_from_sql_starts_within_50_ms_of_its_commit(
         delays_ms.append((json.loads(outcome)["started_ns"] - committed_ns) / 1e6)
     median, p95 = statistics.median(delays_ms), statistics.quantiles(delays_ms, n=20)[-1]
     with capsys.disabled():
-        print(f"\nfrom SQL: median {median:.1f}, p95 {p95:.1f}, worst {max(delays_ms):.1f} ms")
+        figures = f"median {median:.1f}, p95 {p95:.1f}, worst {max(delays_ms):.1f} ms"
+        print(f"\nfrom SQL, {JOBS} jobs: {figures}")  # noqa: T201 - a figure for whoever asked
     assert median < WITHIN_MS

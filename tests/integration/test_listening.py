@@ -216,7 +216,9 @@ async def test_a_worker_runs_what_sql_enqueues(
     listens: bool,
 ) -> None:
     settings = {"listen_url": database_url, "relay_interval_s": "60"} if listens else {}
-    start(environment(database_url, redis_url, job_modules="tests.sample_jobs.act_out", **settings))
+    worker = start(
+        environment(database_url, redis_url, job_modules="tests.sample_jobs.act_out", **settings)
+    )
 
     async def ready() -> bool:
         listeners = await stage.value(

@@ -30,6 +30,10 @@ FIRST_ADDITIVE = "0007"
 HEROES = 120
 IMPORTED = 3_000
 SOON_S = 15.0
+PUT_OFF = """
+    UPDATE bulwark.job SET next_ring_at = now() + interval '5 min' WHERE state = 'queued'
+"""
+"""As for jobs that have waited for long, so that the relay does not help."""
 
 
 def git(*words: str) -> bytes:
@@ -92,7 +96,7 @@ async def until_started(stage: Stage, worker: WorkerProcess) -> None:
 async def until_all_ended(stage: Stage) -> None:
     async def ended() -> bool:
         open_jobs = "SELECT count(*) FROM bulwark.job WHERE state IN ('queued', 'running')"
-        return await stage.value(open_jobs) == 0
+        return bool(await stage.value(open_jobs) == 0)
 
     await until(ended, "every job has ended", 60.0)
 
@@ -178,7 +182,7 @@ async def test_a_job_of_an_unknown_kind_waits_for_a_worker_that_knows_it_and_run
     ids = [(await producer.enqueue(ActOut(note=str(n)))).job_id for n in range(20)]
     for job_id in ids:
         await heard_in_vain(old, job_id)
-    await stage.value("UPDATE bulwark.job SET next_ring_at = now() + interval '5 min'")
+    await stage.value(PUT_OFF)
     assert await stage.value("SELECT count(*) FROM bulwark.job WHERE state = 'queued'") == 20
     assert await stage.value("SELECT sum(attempt + crashes) FROM bulwark.job") == 0
     new = start(new_env)
@@ -201,10 +205,10 @@ async def test_beside_a_worker_that_does_not_know_them_jobs_do_not_wait_for_minu
     old, new = start(old_env), start(new_env)
     for worker in (old, new):
         await until_started(stage, worker)
-    ids = []
+    ids: list[UUID] = []
     while not any(one["event"] == "job.unknown" for one in old.events()):
         ids.append((await producer.enqueue(ActOut(note=str(len(ids))))).job_id)
-        await stage.value("UPDATE bulwark.job SET next_ring_at = now() + interval '5 min'")
+        await stage.value(PUT_OFF)
     for job_id in ids:
         await stage.becomes(job_id, "succeeded", SOON_S)
     assert sorted(await stage.notes(), key=int) == [str(n) for n in range(len(ids))]

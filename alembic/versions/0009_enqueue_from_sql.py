@@ -31,21 +31,30 @@ PARAMETERS = """
 """
 TYPES = "text, jsonb, text, timestamptz, text, integer, integer, integer, text, text"
 
-# What is wrong with the terms of a job, as a message and its remedy; no row when nothing is.
+# What is wrong with the terms of a job, as a message and its remedy; no row when nothing is. What a
+# worker could not read would be claimed again and again, and others with it: Python's JSON takes
+# no nesting of a thousand levels and no integer of 4300 digits, and a ring's kind holds no quote.
 WRONG_TERMS = r"""
 RETURNS TABLE (message text, remedy text) LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp AS $$
     SELECT wrong.message, wrong.remedy
-      FROM (VALUES
-        (1, kind IS NULL OR octet_length(kind) NOT BETWEEN 1 AND 500,
-         'the kind must have 1 to 500 bytes', 'Give the name of a job, as transfer_heroes.'),
+      FROM (SELECT octet_length(payload::text) AS bytes) AS size,
+           LATERAL (VALUES
+        (1, kind IS NULL OR octet_length(kind) NOT BETWEEN 1 AND 500
+            OR kind COLLATE "C" ~ '["\\\s\u0001-\u001f\u007f]',
+         'the kind must have 1 to 500 bytes, without quotes, spaces and backslashes',
+         'Give the name of a job, as transfer_heroes.'),
         (2, payload IS NULL OR jsonb_typeof(payload) <> 'object',
          format('the payload is %s and no JSON object', coalesce(jsonb_typeof(payload), 'NULL')),
          'Give one object with the fields of the job.'),
-        (3, octet_length(payload::text) > 1048576,
-         format('the payload of %s has %s bytes, more than 1048576',
-                kind, octet_length(payload::text)),
+        (3, size.bytes > 1048576,
+         format('the payload of %s has %s bytes, more than 1048576', kind, size.bytes),
          'Put the rows in a file and import that.'),
+        (12, size.bytes > 100 AND jsonb_path_exists(payload, 'strict $.**{100}'),
+         format('the payload of %s is nested deeper than 100 levels', kind), 'Flatten it.'),
+        (13, payload::text ~ '[0-9]{255}' AND jsonb_path_exists(
+            payload, 'strict $.** ? (@.type() == "number" && (@ > 1e308 || @ < -1e308))'),
+         format('the payload of %s has a number beyond 1e308', kind), 'Write it as a string.'),
         (4, octet_length(idempotency_key) NOT BETWEEN 1 AND 500,
          'the idempotency_key must have 1 to 500 bytes', 'Shorten it, or leave it out.'),
         (5, octet_length(actor) NOT BETWEEN 1 AND 500,

@@ -15,15 +15,19 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger.kind import publish_kinds
 from jobs import IdempotencyConflict, Payload, discover_jobs
+from jobs._bell import job_id_of, kind_of
 from jobs._declaration import Defaults
 from jobs._kinds import described
 from jobs._producer import MAX_PAYLOAD_BYTES
 from jobs.insert_rows import InsertRows
 from jobs.transfer_heroes import TransferHeroes
+from tests.arq_side import hearing
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, waiting_for_a_lock
 from tests.workers import ROOT, until
+from worker.redis_pool import make_redis
+from worker.relay import Relay
 
 Sessions = async_sessionmaker[AsyncSession]
 JOBS = discover_jobs(SAMPLE_JOBS)
@@ -170,12 +174,24 @@ async def test_a_role_needs_nothing_but_to_be_allowed_to_execute_it(
 # What is refused
 
 
+def nested(levels: int) -> str:
+    """An object with so many values inside one another."""
+    return '{"a": ' + "[" * (levels - 1) + "1" + "]" * (levels - 1) + "}"
+
+
 @pytest.mark.parametrize(
     ("kind", "payload", "message", "hint"),
     [
         (None, "{}", "the kind must have 1 to 500 bytes", "name of a job"),
         ("", "{}", "the kind must have 1 to 500 bytes", "name of a job"),
         ("é" * 251, "{}", "the kind must have 1 to 500 bytes", "name of a job"),
+        ('act"out', "{}", "without quotes, spaces and backslashes", "name of a job"),
+        ("act out", "{}", "without quotes, spaces and backslashes", "name of a job"),
+        ("act\\out", "{}", "without quotes, spaces and backslashes", "name of a job"),
+        ("act_out", '{"a": 1e309}', "a number beyond 1e308", "as a string"),
+        ("act_out", '{"a": [-1e5000, {}]}', "a number beyond 1e308", "as a string"),
+        ("act_out", nested(100), "nested deeper than 100 levels", "Flatten"),
+        ("act_out", nested(1000), "nested deeper than 100 levels", "Flatten"),
         ("act_out", None, "the payload is NULL and no JSON object", "one object"),
         ("act_out", "[1]", "the payload is array and no JSON object", "one object"),
         ("act_out", "null", "the payload is null and no JSON object", "one object"),
@@ -362,6 +378,30 @@ async def test_a_payload_that_does_not_fit_fails_with_its_reason_when_it_is_clai
     assert error.startswith("the payload does not fit ActOut: ")
     assert "note: " in error
     assert "gaet: " in error
+
+
+async def test_the_largest_and_the_deepest_payload_that_is_taken_can_be_read(
+    connection: asyncpg.Connection, bench: Bench, stage: Stage
+) -> None:
+    for payload in (
+        nested(99),
+        '{"a": 1e308, "b": -1e308, "c": 1e-5000, "d": "' + "1" * 5000 + '"}',
+        json.dumps({"note": "x" * (MAX_PAYLOAD_BYTES - len('{"note": ""}'))}),
+    ):
+        job_id = await enqueue(connection, "act_out", payload)
+        await bench.deliver(job_id)
+        assert (await stage.row(job_id))["state"] in ("succeeded", "failed")
+
+
+async def test_a_kind_with_letters_of_any_script_is_rung_as_any_other(
+    connection: asyncpg.Connection, sessions: Sessions, redis_url: str
+) -> None:
+    job_id = await enqueue(connection, "überführen")
+    async with hearing(redis_url) as ear, make_redis(redis_url, 5.0) as redis:
+        await Relay(sessions, redis, ("default",), 1.0, set()).ring_due()
+        (heard,) = await ear.claim(10)
+    assert heard.is_ring
+    assert (job_id_of(heard.arq_id.decode()), kind_of(heard.content)) == (job_id, "überführen")
 
 
 # What workers tell of kinds

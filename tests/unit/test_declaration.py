@@ -113,7 +113,7 @@ def test_options_that_are_given_take_the_place_of_the_defaults() -> None:
 
 def test_a_chunked_job_comes_behind_others_unless_it_says_otherwise() -> None:
     assert (rename_team.defaults.priority, move_team.defaults.priority) == (0, -1)
-    urgent = chunked_job(priority=3)(move_team.run)
+    urgent: Job[MoveTeam] = chunked_job(priority=3)(move_team.run)
     assert urgent.defaults.priority == 3
 
 

@@ -28,14 +28,16 @@ from jobs._discovery import Jobs, discover_jobs
 from jobs._kinds import described
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
+from worker.cancelling import Canceller
 from worker.delivery import Delivery
-from worker.ear import Ear, Message
+from worker.ear import Ear
 from worker.execution import Executor
 from worker.gleaner import Gleaner
 from worker.interpreter import tune_interpreter
 from worker.listening import Listener
 from worker.liveness import Liveness
 from worker.logs import configure_logs
+from worker.message import Message
 from worker.redis_pool import Doorkeeper, make_redis, require_lasting
 from worker.relay import Relay
 from worker.rescue import Rescue
@@ -135,6 +137,7 @@ class Process:
             self.jobs,
             self._is_known,
             redis_pool=self._redis,
+            bulk_slots=settings.bulk_slots or max(1, settings.max_jobs * 4 // 5),
             max_jobs=settings.max_jobs,
             on_startup=lambda _: self.start(),
             on_shutdown=lambda _: self.stop(),
@@ -234,7 +237,7 @@ class Process:
             executor.unclaimed,
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
-        producer = Producer(sessions, self.jobs, Bell(self._redis))
+        producer = Producer(sessions, self.jobs, Bell(self._redis), heeds_depth=False)
         gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, [*self.jobs])
         scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
@@ -242,6 +245,7 @@ class Process:
             asyncio.create_task(rescue.run_forever(), name="rescue"),
             asyncio.create_task(scheduler.run_forever(), name="schedule"),
             asyncio.create_task(gleaner.run_forever(), name="glean"),
+            asyncio.create_task(Canceller(sessions, executor).run_forever(), name="cancel"),
         ]
         if settings.listen_url is not None:
             listener = self._make_listener(settings.listen_url, self._relay)

@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
@@ -91,6 +91,8 @@ DECLARE
     mine bytea;
     first record;
     due timestamptz := coalesce(enqueue.run_at, now());
+    chosen text;
+    allowed integer;
 BEGIN
     SELECT * INTO wrong FROM bulwark.wrong_terms(
         enqueue.kind, enqueue.payload, enqueue.idempotency_key, enqueue.run_at, enqueue.queue,
@@ -101,6 +103,7 @@ BEGIN
             MESSAGE = 'bulwark.enqueue: ' || wrong.message, HINT = wrong.remedy;
     END IF;
     SELECT * INTO declared FROM bulwark.kind AS known WHERE known.kind = enqueue.kind;
+    chosen := coalesce(enqueue.queue, declared.queue, 'default');
 
     IF enqueue.idempotency_key IS NOT NULL THEN
         filled := coalesce(declared.payload_defaults, '{}') || enqueue.payload;
@@ -136,10 +139,22 @@ BEGIN
         END LOOP;
     END IF;
 
+    SELECT depth_limit.most INTO allowed
+      FROM bulwark.depth_limit WHERE depth_limit.queue = chosen;
+    IF FOUND AND allowed <= (
+        SELECT count(*) FROM (SELECT FROM bulwark.job
+                               WHERE job.state = 'queued' AND job.queue = chosen
+                               LIMIT allowed) AS waiting)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
+            MESSAGE = format('bulwark.enqueue: the queue %s is full: %s jobs wait there, '
+                             'and no more may', chosen, allowed),
+            HINT = 'Enqueue later, or let more wait with `bulwark limit`.';
+    END IF;
     INSERT INTO bulwark.job (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
                              correlation_id, run_at, ring, next_ring_at)
     VALUES (made, enqueue.kind, enqueue.payload,
-            coalesce(enqueue.queue, declared.queue, 'default'),
+            chosen,
             coalesce(enqueue.priority, declared.priority, 0),
             coalesce(enqueue.attempts, declared.max_attempts, 5),
             coalesce(enqueue.timeout_s, declared.timeout_s, 300),

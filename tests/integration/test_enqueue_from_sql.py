@@ -245,6 +245,22 @@ async def test_a_time_that_no_relay_could_wait_for_is_refused(
         await connection.execute(f"SELECT bulwark.enqueue('act_out', '{{}}', run_at => '{time}')")
 
 
+async def test_a_full_queue_takes_no_more_but_knows_the_keys_of_what_it_has(
+    connection: asyncpg.Connection, stage: Stage
+) -> None:
+    first = await enqueue(connection, "act_out", {}, idempotency_key="k")
+    await stage.value("INSERT INTO bulwark.depth_limit (queue, most) VALUES ('default', 2)")
+    await enqueue(connection, "act_out")
+    async with refused("54000", "the queue default is full: 2 jobs wait", "bulwark limit"):
+        await enqueue(connection, "act_out", {}, idempotency_key="new")
+    assert await enqueue(connection, "act_out", {}, idempotency_key="k") == first
+    await enqueue(connection, "act_out", {}, queue="bulk")
+    await stage.value("UPDATE bulwark.depth_limit SET most = 0")
+    async with refused("54000", "the queue default is full: 0 jobs wait", "bulwark limit"):
+        await enqueue(connection, "act_out")
+    assert await stage.value("SELECT array_agg(key) FROM bulwark.idempotency") == ["k"]
+
+
 # Idempotency keys
 
 

@@ -23,6 +23,7 @@ from tests.workers import until
 from worker import gleaner as gleaner_module
 from worker.ear import Ear
 from worker.gleaner import Gleaner
+from worker.message import Message
 from worker.redis_pool import make_redis
 from worker.shutdown import cancel_until_done
 
@@ -53,21 +54,25 @@ def producer(sessions: Sessions, redis: ArqRedis) -> Producer:
 
 
 async def rung_in_vain(
-    redis: ArqRedis, producer: Producer, payload: Payload, queue: str = "default"
+    redis: ArqRedis,
+    producer: Producer,
+    payload: Payload,
+    queue: str = "default",
+    priority: int = 0,
 ) -> UUID:
     """Enqueue a job whose ring is taken out of Redis, as by a worker that does not know it."""
-    job_id = (await producer.enqueue(payload, queue=queue)).job_id
+    job_id = (await producer.enqueue(payload, queue=queue, priority=priority)).job_id
     await redis.zrem(queue_key(queue), f"{job_id}:1")
     await redis.delete(f"arq:job:{job_id}:1")
     return job_id
 
 
 async def gleaned(gleaner: Gleaner, ear: Ear) -> list[tuple[UUID, str | None]]:
-    """What the ear hears of one round besides what is in Redis: jobs and their kinds."""
-    heard = []
+    """What the ear hears of one round: jobs and their kinds."""
+    heard: list[Message] = []
     task = asyncio.create_task(gleaner.glean())
     while not task.done():
-        heard += ear._take_overheard(3)  # a worker that has three free slots
+        heard += await ear.claim(3)
         await asyncio.wait([task], timeout=0.01)
     await task
     assert all(one.is_ring for one in heard)
@@ -103,7 +108,7 @@ async def test_what_will_be_heard_anyhow_or_is_for_others_is_left_alone(
     sessions: Sessions,
     stage: Stage,
 ) -> None:
-    await producer.enqueue(ActOut())
+    rung = (await producer.enqueue(ActOut())).job_id
     await producer.enqueue(ActOut(), run_at=datetime.now(UTC) + timedelta(hours=1))
     await Producer(sessions, discover_jobs(SAMPLE_JOBS)).enqueue(ActOut())
     await rung_in_vain(redis, producer, ActOut(), queue="bulk")
@@ -116,6 +121,7 @@ async def test_what_will_be_heard_anyhow_or_is_for_others_is_left_alone(
         job_id = await rung_in_vain(redis, producer, ActOut())
         await stage.value(f"UPDATE bulwark.job SET {change} WHERE id = $1", job_id)
     assert await gleaned(gleaner, ear) == []
+    assert [job_id_of(one.arq_id.decode()) for one in await ear.claim(10)] == [rung]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +179,21 @@ async def test_free_slots_are_filled_from_redis_when_few_jobs_are_taken_up(
     assert sorted(heard) == sorted([missed, *rung])
 
 
+async def test_jobs_of_low_priority_are_taken_up_as_slots_for_them_are_free(
+    gleaner: Gleaner, producer: Producer, redis: ArqRedis, ear: Ear
+) -> None:
+    low = [await rung_in_vain(redis, producer, ActOut(), priority=-1) for _ in range(3)]
+    high = await rung_in_vain(redis, producer, ActOut())
+    task = asyncio.create_task(gleaner.glean())
+    heard: list[list[UUID]] = []
+    while not task.done():
+        messages = await ear.claim(3, 1)
+        if messages:
+            heard.append([job_id_of(one.arq_id.decode()) for one in messages])
+        await asyncio.wait([task], timeout=0.01)
+    assert heard == [[low[0], high], [low[1]], [low[2]]]
+
+
 async def test_while_redis_is_away_it_is_told_once_and_then_gone_on(
     sessions: Sessions,
     ear: Ear,
@@ -188,7 +209,7 @@ async def test_while_redis_is_away_it_is_told_once_and_then_gone_on(
         await until(lambda: _told(logs, "glean.failed"), "it fails")
         gleaner._bell = Bell(redis)
         await until(lambda: _told(logs, "glean.found"), "it goes on")
-        assert [job_id_of(one.arq_id.decode()) for one in ear._take_overheard(3)] == [job_id]
+        assert [job_id_of(one.arq_id.decode()) for one in await ear.claim(3)] == [job_id]
         await until(lambda: _told(logs, "glean.back"), "it says so")
         await cancel_until_done(task)
     told = [one["event"] for one in logs]

@@ -39,7 +39,8 @@ async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
 
 @pytest.fixture
 async def ear(redis_url: str) -> AsyncIterator[Ear]:
-    async with hearing(redis_url) as ear:
+    """Hears nothing from Redis, where its queue is empty."""
+    async with hearing(redis_url, ["empty"]) as ear:
         yield ear
 
 
@@ -108,7 +109,7 @@ async def test_what_will_be_heard_anyhow_or_is_for_others_is_left_alone(
     sessions: Sessions,
     stage: Stage,
 ) -> None:
-    rung = (await producer.enqueue(ActOut())).job_id
+    await producer.enqueue(ActOut())
     await producer.enqueue(ActOut(), run_at=datetime.now(UTC) + timedelta(hours=1))
     await Producer(sessions, discover_jobs(SAMPLE_JOBS)).enqueue(ActOut())
     await rung_in_vain(redis, producer, ActOut(), queue="bulk")
@@ -121,7 +122,6 @@ async def test_what_will_be_heard_anyhow_or_is_for_others_is_left_alone(
         job_id = await rung_in_vain(redis, producer, ActOut())
         await stage.value(f"UPDATE bulwark.job SET {change} WHERE id = $1", job_id)
     assert await gleaned(gleaner, ear) == []
-    assert [job_id_of(one.arq_id.decode()) for one in await ear.claim(10)] == [rung]
 
 
 @pytest.mark.parametrize(
@@ -166,17 +166,18 @@ async def test_more_jobs_than_a_page_are_taken_up_page_by_page(
 
 
 async def test_free_slots_are_filled_from_redis_when_few_jobs_are_taken_up(
-    gleaner: Gleaner, producer: Producer, redis: ArqRedis, ear: Ear
+    sessions: Sessions, producer: Producer, redis: ArqRedis, redis_url: str
 ) -> None:
     missed = await rung_in_vain(redis, producer, ActOut())
     rung = [(await producer.enqueue(ActOut())).job_id for _ in range(3)]
-    task = asyncio.create_task(gleaner.glean())
-    heard: list[UUID] = []
-    while not task.done():
-        heard += [job_id_of(one.arq_id.decode()) for one in await ear.claim(3)]
-        await asyncio.wait([task], timeout=0.01)
-    heard += [job_id_of(one.arq_id.decode()) for one in await ear.claim(3)]
-    assert sorted(heard) == sorted([missed, *rung])
+    async with hearing(redis_url) as ear:
+        with capture_logs() as logs:
+            gleaner = Gleaner(sessions, redis, ear, ("default",), KINDS)
+            task = asyncio.create_task(gleaner.glean())
+            await until(lambda: _told(logs, "glean.found"), "the job is found")
+            heard = [job_id_of(one.arq_id.decode()) for one in await ear.claim(3)]
+            await task
+    assert heard == [missed, *rung[:2]]
 
 
 async def test_jobs_of_low_priority_are_taken_up_as_slots_for_them_are_free(

@@ -1,8 +1,6 @@
 """Where a worker is put together: `bulwark worker`, or `arq worker.main.WorkerSettings`."""
 
 import asyncio
-import os
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,18 +12,13 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from db import migrations
 from db.engine import PoolProfile, create_engine, make_sessions
-from db.errors import NotAtHead
 from db.ledger import worker
 from db.ledger.job import Ring
-from db.ledger.kind import publish_kinds
 from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import transaction
 from jobs._bell import Bell, arq_id
 from jobs._discovery import Jobs, discover_jobs
-from jobs._kinds import described
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
 from worker.cancelling import Canceller
@@ -39,6 +32,7 @@ from worker.liveness import Liveness
 from worker.logs import configure_logs
 from worker.message import Message
 from worker.redis_pool import Doorkeeper, make_redis, require_lasting
+from worker.registration import deregister, register, require_head
 from worker.relay import Relay
 from worker.rescue import Rescue
 from worker.schedule import Scheduler, plan_schedules
@@ -180,7 +174,7 @@ class Process:
         self._lines = Lines(self._engine)
         await require_head(self._engine)
         sessions = make_sessions(self._engine)
-        await self._register(sessions)
+        await register(sessions, self.worker_id, self.settings.queues, self.jobs)
         self._liveness = Liveness(
             self.worker_id,
             lambda: self.make_engine(PoolProfile.LIGHT),
@@ -216,16 +210,6 @@ class Process:
 
     def _take_no_more(self) -> None:
         self.arq_worker.allow_pick_jobs = False
-
-    async def _register(self, sessions: async_sessionmaker[AsyncSession]) -> None:
-        host, pid, queues = socket.gethostname(), os.getpid(), self.settings.queues
-        kinds = described(self.jobs)
-
-        async def introduce(session: AsyncSession) -> None:
-            await worker.register(session, self.worker_id, host, pid, queues, [*self.jobs])
-            await publish_kinds(session, kinds)
-
-        await transaction(sessions, introduce, name="worker.register", receipted=True)
 
     def _look_after(self, sessions: async_sessionmaker[AsyncSession], executor: Executor) -> None:
         settings = self.settings
@@ -292,28 +276,7 @@ class Process:
         try:
             async with asyncio.timeout_at(self._sign_off_by_s):
                 await ended_beside(liveness.stop)
-                await self._deregister()
+                assert self._engine is not None
+                await deregister(make_sessions(self._engine), self.worker_id)
         except (TimeoutError, *DATABASE_ERRORS) as error:
             log.warning("worker.not_deregistered", reason=describe(error))
-
-    async def _deregister(self) -> None:
-        assert self._engine is not None
-        await transaction(
-            make_sessions(self._engine),
-            lambda session: worker.deregister(session, self.worker_id),
-            name="worker.deregister",
-            receipted=True,
-        )
-
-
-async def require_head(engine: AsyncEngine) -> None:
-    """Raise NotAtHead unless the database has all migrations of this program; it may have more."""
-    async with engine.connect() as connection:
-        found = await connection.run_sync(migrations.read_revisions)
-    if not found.suffices:
-        raise NotAtHead(
-            f"the database is at migration {found.current or 'none'}, the program at "
-            f"{found.head}; run `bulwark migrate`"
-        )
-    if found.is_newer:
-        log.info("schema.newer", revision=found.current, head=found.head)

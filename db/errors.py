@@ -9,6 +9,7 @@ BulwarkError
 ├── ClaimLost
 ├── NotAtHead
 ├── BadKey
+├── SealsBroken
 └── ModelError
     └── UnknownModel
 """
@@ -57,6 +58,10 @@ class NotAtHead(BulwarkError):
 
 class BadKey(BulwarkError):
     """A key or a cursor does not fit the primary key of its model."""
+
+
+class SealsBroken(BulwarkError):
+    """The chain of seals cannot be continued; run `bulwark audit verify`."""
 
 
 class ModelError(BulwarkError):

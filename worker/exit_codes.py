@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     UNREACHABLE = 3
     NOT_READY = 4
+    NOT_WHOLE = 5
     INTERRUPTED = 130
 
 

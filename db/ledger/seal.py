@@ -9,7 +9,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -136,16 +136,16 @@ HASHED_ROWS: Final = """
                a.kind, a.actor, a.correlation_id, a.action, a.table_name, a.rows, a.keys, a.before,
                a.before_sensitive, a.version)::text, 'UTF8')) AS hash
       FROM bulwark.audit AS a
-     WHERE a.xid >= CAST(CAST(:from_xid AS text) AS xid8)
-       AND a.xid < CAST(CAST(:below_xid AS text) AS xid8)
+     WHERE a.xid >= CAST(:from_xid AS xid8)
+       AND a.xid < CAST(:below_xid AS xid8)
 """
 
 _TURN = sa.text("SELECT pg_advisory_xact_lock(hashtextextended('bulwark.seal', 0))")
-_HORIZON = sa.text("SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
+_HORIZON = sa.text("SELECT pg_snapshot_xmin(pg_current_snapshot())")
 _LAST_OF = sa.text(
-    "SELECT CAST(CAST(xid AS text) AS bigint) FROM bulwark.audit "
-    "WHERE xid >= CAST(CAST(:from_xid AS text) AS xid8) "
-    "AND xid < CAST(CAST(:below_xid AS text) AS xid8) ORDER BY xid OFFSET :behind LIMIT 1"
+    "SELECT xid FROM bulwark.audit "
+    "WHERE xid >= CAST(:from_xid AS xid8) "
+    "AND xid < CAST(:below_xid AS xid8) ORDER BY xid OFFSET :behind LIMIT 1"
 )
 _ROTATIONS = sa.text(
     """
@@ -154,8 +154,8 @@ _ROTATIONS = sa.text(
                ',' ORDER BY id), ''), 'UTF8')) AS hash,
            count(*) AS number
       FROM bulwark.rotation
-     WHERE xid >= CAST(CAST(:from_xid AS text) AS xid8)
-       AND xid < CAST(CAST(:below_xid AS text) AS xid8)
+     WHERE xid >= CAST(:from_xid AS xid8)
+       AND xid < CAST(:below_xid AS xid8)
     """
 )
 _WRITE_BLOCKS = sa.text(
@@ -188,9 +188,9 @@ async def seal_next(session: AsyncSession, most: int, keys: Sequence[str]) -> Se
     horizon: int = (await session.execute(_HORIZON)).scalar_one()
     _require_continuable(last, horizon, keys)
     from_xid = 0 if last is None else last.below_xid
-    span = {"from_xid": str(from_xid), "below_xid": str(horizon)}
+    span = {"from_xid": from_xid, "below_xid": horizon}
     end = await session.scalar(_LAST_OF, {**span, "behind": most - 1})
-    span["below_xid"] = str(below_xid := horizon if end is None else end + 1)
+    span["below_xid"] = below_xid = horizon if end is None else end + 1
     segment = 1 if last is None else last.segment + 1
     facts = {"segment": segment, "salt": secrets.token_bytes(SALT_BYTES)}
     found = await session.execute(_WRITE_BLOCKS, {**span, **facts})
@@ -209,10 +209,9 @@ async def seal_next(session: AsyncSession, most: int, keys: Sequence[str]) -> Se
 
 async def _write(session: AsyncSession, made: Seal, made_hash: bytes, keys: Sequence[str]) -> Seal:
     mac = signature(keys[0], made_hash) if keys else None
-    values = {**vars(made), "hash": made_hash, "mac": mac}
-    xids = {name: sa.cast(str(values.pop(name)), Xid8) for name in ("from_xid", "below_xid")}
-    await session.execute(sa.insert(seal).values(**values, **xids))
-    return Seal(**{**vars(made), "hash": made_hash, "mac": mac})
+    done = replace(made, hash=made_hash, mac=mac)
+    await session.execute(sa.insert(seal).values(**vars(done)))
+    return done
 
 
 def _require_continuable(last: Seal | None, horizon: int, keys: Sequence[str]) -> None:
@@ -231,14 +230,7 @@ def _require_continuable(last: Seal | None, horizon: int, keys: Sequence[str]) -
         )
 
 
-_SEAL_COLUMNS = (
-    *(seal.c.segment, seal.c.form),
-    *(
-        sa.cast(sa.cast(one, sa.Text), sa.BigInteger).label(one.name)
-        for one in (seal.c.from_xid, seal.c.below_xid)
-    ),
-    *(seal.c.rows, seal.c.rotations, seal.c.previous, seal.c.sealed_at, seal.c.hash, seal.c.mac),
-)
+_SEAL_COLUMNS = tuple(seal.c[name] for name in Seal.__dataclass_fields__)
 _BLOCK_COLUMNS = (
     *(seal_block.c.block_no, seal_block.c.month, seal_block.c.rows, seal_block.c.first_key),
     *(seal_block.c.last_key, seal_block.c.salt, seal_block.c.hash),
@@ -267,6 +259,6 @@ async def read_blocks(session: AsyncSession, segment: int) -> list[Block]:
 
 async def hash_rotations(session: AsyncSession, one: Seal) -> bytes:
     """The hash of the rotations that the segment's transactions have recorded."""
-    span = {"from_xid": str(one.from_xid), "below_xid": str(one.below_xid)}
+    span = {"from_xid": one.from_xid, "below_xid": one.below_xid}
     found: bytes = (await session.execute(_ROTATIONS, span)).one().hash
     return found

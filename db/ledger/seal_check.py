@@ -10,7 +10,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.ledger.rotation import rotation
 from db.ledger.seal import HASHED_ROWS, MARK_BYTES, Block, Seal
 
 MOST_TOLD: Final = 1_000
@@ -105,7 +104,7 @@ async def check_rows(
     session: AsyncSession, one: Seal, blocks: Sequence[Block], found: Findings
 ) -> None:
     """Compare the rows of a segment with its blocks."""
-    span = {"segment": one.segment, "from_xid": str(one.from_xid), "below_xid": str(one.below_xid)}
+    span = {"segment": one.segment, "from_xid": one.from_xid, "below_xid": one.below_xid}
     sealed = _placed(blocks)
     salted = {**span, "salt": blocks[0].salt if blocks else b""}
     there: dict[Place, tuple[int, bytes]] = {
@@ -225,13 +224,13 @@ def _removed(segment: int, gap: Gap, missing: int) -> Fault:
 
 _IS_ROTATED = sa.text(
     "SELECT EXISTS (SELECT FROM bulwark.rotation WHERE month = :month "
-    "AND xid >= CAST(CAST(:from_xid AS text) AS xid8))"
+    "AND xid >= CAST(:from_xid AS xid8))"
 )
 
 
 async def _is_rotated(session: AsyncSession, month: date, from_xid: int) -> bool:
     """Whether the month was dropped, by the function that may, after the segment had begun."""
-    asked = {"month": month, "from_xid": str(from_xid)}
+    asked = {"month": month, "from_xid": from_xid}
     is_rotated: bool = (await session.execute(_IS_ROTATED, asked)).scalar_one()
     return is_rotated
 
@@ -240,8 +239,8 @@ _UNSEALED = sa.text(
     """
     SELECT count(*),
            count(*) FILTER (WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())),
-           CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint)
-      FROM bulwark.audit WHERE xid >= CAST(CAST(:from_xid AS text) AS xid8)
+           pg_snapshot_xmax(pg_current_snapshot())
+      FROM bulwark.audit WHERE xid >= CAST(:from_xid AS xid8)
     """
 )
 
@@ -249,7 +248,7 @@ _UNSEALED = sa.text(
 async def count_unsealed(session: AsyncSession, last: Seal | None, found: Findings) -> int:
     """The rows behind the last segment; those of transactions that never were are faults."""
     from_xid = 0 if last is None else last.below_xid
-    asked = {"from_xid": str(from_xid)}
+    asked = {"from_xid": from_xid}
     rows, impossible, counter = (await session.execute(_UNSEALED, asked)).one()
     if counter < from_xid:
         sentence = (
@@ -263,12 +262,14 @@ async def count_unsealed(session: AsyncSession, last: Seal | None, found: Findin
     return int(rows) - int(impossible)
 
 
+_ROTATED = sa.text(
+    "SELECT DISTINCT ON (month) month, at, role FROM bulwark.rotation ORDER BY month, id DESC"
+)
+
+
 async def rotated_months(session: AsyncSession) -> list[Mapping[str, object]]:
     """The months that were dropped, the last time each, and by which role."""
-    columns = (rotation.c.month, rotation.c.at, rotation.c.role)
-    query = sa.select(*columns).distinct(rotation.c.month).order_by(rotation.c.month)
-    rows = (await session.execute(query.order_by(rotation.c.id.desc()))).mappings()
-    return [dict(row) for row in rows]
+    return [dict(row) for row in (await session.execute(_ROTATED)).mappings()]
 
 
 _SEGMENTS_OF = sa.text(

@@ -1,4 +1,4 @@
-"""Seals over the audit, a record of the months that were rotated, and functions for roles."""
+"""Seals over the audit, a record of the months that were rotated, and what roles need."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,11 +14,13 @@ FUNCTIONS = (
     "drop_partitions(text, timestamptz)",
     "drop_strays(text, timestamptz, integer)",
 )
+"""What runs as the owner, and is for workers alone."""
 
-# A UUIDv7 begins with the milliseconds since 1970; no other id leads behind the year 9999.
+# A UUIDv7 begins with the milliseconds since 1970; no other id leads behind the year 9999. It is not
+# STRICT, which would keep it from being inlined: least() is not.
 MONTH_OF = """
 CREATE FUNCTION bulwark.month_of(id uuid) RETURNS date
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN date_trunc('month', to_timestamp(least(
     ('x' || encode(substr(uuid_send(id), 1, 6), 'hex'))::bit(48)::bigint / 1000, 253370764800
 )) AT TIME ZONE 'UTC')::date
@@ -106,6 +108,22 @@ PLAIN_STRAYS = {
 }
 
 
+# What reports show of a job's payload, for roles that may not read payloads: they may hold rows.
+INPUT_OF = """
+CREATE FUNCTION bulwark.input_of(id uuid) RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_build_object(
+               'table', j.payload -> 'table',
+               'name', coalesce(j.payload -> 'source' ->> 'name', j.payload -> 'source' ->> 'path'),
+               'text_bytes', j.payload -> 'source' -> 'text_bytes',
+               'is_given', coalesce(jsonb_typeof(j.payload -> 'source') = 'object', false)
+                        OR coalesce(jsonb_typeof(j.payload -> 'rows') = 'array', false))
+      FROM bulwark.job AS j WHERE j.id = $1
+$$
+"""
+
+
 def xid8(name: str) -> str:
     return f"ADD COLUMN {name} xid8 NOT NULL"
 
@@ -178,8 +196,9 @@ def upgrade() -> None:
     create_rotation()
     op.create_index("ix_audit_xid", "audit", ["xid"], schema="bulwark")
     op.execute(MONTH_OF)
+    op.execute(INPUT_OF)
     make_functions(NOTE_PARTITION, NOTED_STRAYS, "bulwark, pg_temp")
-    for function in FUNCTIONS:
+    for function in (*FUNCTIONS, "input_of(uuid)"):
         op.execute(f"REVOKE EXECUTE ON FUNCTION bulwark.{function} FROM PUBLIC")
 
 
@@ -187,6 +206,7 @@ def downgrade() -> None:
     for function in FUNCTIONS:
         op.execute(f"GRANT EXECUTE ON FUNCTION bulwark.{function} TO PUBLIC")
     make_functions("", PLAIN_STRAYS, "bulwark")
+    op.execute("DROP FUNCTION bulwark.input_of(uuid)")
     op.execute("DROP FUNCTION bulwark.month_of(uuid)")
     op.drop_index("ix_audit_xid", "audit", schema="bulwark")
     for table in ("rotation", "seal_block", "seal"):

@@ -24,7 +24,7 @@ async def change_heroes(bench: Bench, number: int = 6, *, times: int = 1) -> lis
     await bench.run(InsertRows(table="hero", rows=rows))
     changed: list[UUID] = []
     for _ in range(times):
-        values = {"age": 30 + len(changed), "secret_name": f"New {len(changed)}"}
+        values: dict[str, Any] = {"age": 30 + len(changed), "secret_name": f"New {len(changed)}"}
         done = await bench.run(UpdateRows(table="hero", filter={"id": {"gt": 0}}, values=values))
         changed.append(done)
     return changed

@@ -16,8 +16,8 @@ FUNCTIONS = (
 )
 """What runs as the owner, and is for workers alone."""
 
-# A UUIDv7 begins with the milliseconds since 1970; no other id leads behind the year 9999. It is not
-# STRICT, which would keep it from being inlined: least() is not.
+# A UUIDv7 begins with the milliseconds since 1970; no other id leads behind the year 9999. STRICT
+# would keep it from being inlined, since least() is not.
 MONTH_OF = """
 CREATE FUNCTION bulwark.month_of(id uuid) RETURNS date
 LANGUAGE sql IMMUTABLE PARALLEL SAFE

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -60,7 +60,7 @@ class Staff:
 
     async def done(self, payload: Payload) -> tuple[UUID, dict[str, Any]]:
         """Enqueue in the one role, carry out in the other; the job must succeed."""
-        accepted = await self.producer.enqueue(payload, idempotency_key=f"{payload!r}"[:200])
+        accepted = await self.producer.enqueue(payload, idempotency_key=str(uuid4()))
         return accepted.job_id, await self.outcome(accepted.job_id)
 
     async def outcome(self, job_id: UUID) -> dict[str, Any]:
@@ -140,7 +140,7 @@ async def test_all_kinds_of_work_are_done_in_the_workers_role(staff: Staff, tmp_
     _, purged = await staff.done(PurgeDeletedRows(archive=str(tmp_path), dry_run=False))
     assert purged["verdicts"] == {"purged": 1}
     _, restored = await staff.done(RestoreArchive(archive=purged["archive"]))
-    assert restored["verdicts"] == {"inserted": 1} or restored["verdicts"] == {"restored": 1}
+    assert restored["verdicts"] == {"inserted": 1}
     await staff.done(PurgeDeletedRows(dry_run=True))
 
 
@@ -234,9 +234,11 @@ async def test_the_commands_that_read_work_in_the_readers_role(
     assert (document["table_name"], document["adds_up"]) == ("hero", True)
 
 
-async def test_a_reader_is_told_in_one_sentence_what_he_may_not(roles: House) -> None:
+async def test_a_reader_is_told_in_one_sentence_what_he_may_not(staff: Staff, roles: House) -> None:
+    job_id, _ = await staff.done(InsertRows(table="team", rows=[{"name": "Told"}]))
+    await seal_all(staff.bench)
     cli = cli_as(roles, "reader")
-    for words in (("audit", "verify"), ("parked",)):
+    for words in (("audit", "verify"), ("parked",), ("rejects", str(job_id), "--export", "-")):
         result = await asyncio.to_thread(cli, *words)
         assert result.exit_code == 2, result.output
         assert "permission denied" in sentence(result)

@@ -19,7 +19,9 @@ class Chain:
     def link(self, one: Seal, blocks: Sequence[Block], rotations: bytes) -> Iterator[Fault]:
         """What is wrong with the next seal: with itself, or with its place in the chain."""
         yield from self._place(one)
-        if one.form != FORM or one.hash != one.digest(blocks):
+        if one.form != FORM:
+            yield _forged(one, f"it is of the form {one.form}, which this program does not know")
+        elif one.hash != one.digest(blocks):
             yield _forged(one, "what its seal says was altered")
         elif one.rows != sum(block.rows for block in blocks):
             yield _forged(one, "its blocks have not as many rows as it says")

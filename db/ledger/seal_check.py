@@ -278,9 +278,9 @@ _SEGMENTS_OF = sa.text(
      WHERE month = bulwark.month_of(:job_id) AND substr(first_key, 1, 16) <= uuid_send(:job_id)
        AND substr(last_key, 1, 16) >= uuid_send(:job_id)
     UNION
-    SELECT s.segment FROM bulwark.seal AS s
-     WHERE EXISTS (SELECT FROM bulwark.audit AS a
-                    WHERE a.job_id = :job_id AND a.xid >= s.from_xid AND a.xid < s.below_xid)
+    SELECT s.segment
+      FROM (SELECT DISTINCT xid FROM bulwark.audit WHERE job_id = :job_id) AS a
+      JOIN bulwark.seal AS s ON a.xid >= s.from_xid AND a.xid < s.below_xid
     """
 ).bindparams(sa.bindparam("job_id", type_=sa.Uuid))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +12,8 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from db.ledger.audit import audit
+from db.ledger.seal import HASHED_ROWS
 from db.ledger.seal_check import Key
 from jobs.maintain_ledger import MaintainLedger
 from jobs.seal_audit import SealAudit
@@ -109,6 +112,9 @@ async def test_two_that_seal_at_once_make_one_chain(
     await change_heroes(bench, times=4)
     accepted = [await bench.producer.enqueue(SealAudit(segment_rows=3)) for _ in range(2)]
     await asyncio.gather(*(bench.deliver(one.job_id) for one in accepted))
+    for one in accepted:
+        row: Any = await bench.job(one.job_id)
+        assert (row.state, row.attempt) == ("succeeded", 0), row.error
     await seal_all(bench)
 
     found = await verified(bench)
@@ -138,6 +144,11 @@ async def test_a_segment_has_whole_transactions_in_blocks_of_bounded_size(
         ("removed", 1, None, None, None, 2),
         ("removed", 1, job_id, 1, 10_001, 1),
     ]
+
+
+def test_every_column_of_the_audit_is_hashed() -> None:
+    row = HASHED_ROWS.split("ROW(")[1].split(")::text, 'UTF8'")[0]
+    assert set(re.findall(r"\ba\.([a-z_]+)", row)) == set(audit.c.keys())
 
 
 # What was done to rows

@@ -17,7 +17,7 @@ from tests.stage import connected
 
 PAGE = (Path(__file__).parents[1] / "docs/permissions.md").read_text()
 PASSWORD = "of-all-roles"
-ROLES = ("owner", "worker", "producer", "reader", "auditor")
+ROLES = ("owner", "worker", "operator", "producer", "reader", "auditor")
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,8 @@ async def test_the_commands_that_read_work_in_the_readers_role(
         ("list", "team"),
         ("show", "hero", str(hero)),
         ("schedule",),
+        ("failed",),
+        ("limit",),
     ):
         for how in ((), ("--json",)) if words != ("audit", "export") else ((),):
             result = await asyncio.to_thread(cli, *words, *how)
@@ -232,6 +234,35 @@ async def test_the_commands_that_read_work_in_the_readers_role(
 
     document = json.loads((await asyncio.to_thread(cli, "job", str(job_id), "--json")).stdout)
     assert (document["table_name"], document["adds_up"]) == ("hero", True)
+
+
+async def test_an_operator_imports_cancels_limits_and_runs_failed_jobs_again(
+    staff: Staff, roles: House, tmp_path: Path
+) -> None:
+    cli = cli_as(roles, "operator", job_modules=",".join(SAMPLE_JOBS))
+
+    async def said(*words: str) -> str:
+        result = await asyncio.to_thread(cli, *words)
+        assert result.exit_code == 0, (words, result.output)
+        return result.stdout
+
+    (tmp_path / "team.csv").write_text("name\nOperated\n")
+    accepted = json.loads(await said("import", "team", str(tmp_path / "team.csv"), "--json"))
+    await staff.outcome(UUID(accepted["job_id"]))
+
+    failing = (await staff.producer.enqueue(ActOut(then="reject"))).job_id
+    await staff.bench.deliver(failing)
+    assert str(failing) in await said("failed", "--json")
+    await said("retry", str(failing))
+    row: Any = await staff.bench.job(failing)
+    assert row.state == "queued"
+    await said("cancel", str(failing))
+    row = await staff.bench.job(failing)
+    assert row.state == "cancelled"
+    await said("limit", "default", "--most", "100000")
+    await staff.producer.enqueue(ActOut())
+    await said("limit", "default", "--none")
+    await said("parked")
 
 
 async def test_a_reader_is_told_in_one_sentence_what_he_may_not(staff: Staff, roles: House) -> None:
@@ -275,6 +306,14 @@ async def test_partitions_that_are_made_later_are_covered_by_their_parents(
 
 
 REFUSED = {
+    "operator": [
+        "DELETE FROM bulwark.audit",
+        "UPDATE bulwark.audit SET actor = 'eve'",
+        "TRUNCATE bulwark.seal",
+        "UPDATE bulwark.seal_block SET marks = ''",
+        "INSERT INTO bulwark.rotation (month) VALUES ('2020-01-01')",
+        "ALTER TABLE hero ADD COLUMN x int",
+    ],
     "worker": [
         *(
             statement.format(table)

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     redis_url: RedisUrl | None = Field(
         None, description="Redis or Valkey, which carries the signals."
     )
+    listen_url: PostgresUrl | None = Field(
+        None, description="PostgreSQL itself, to hear at once of what SQL enqueues."
+    )
     pool_profile: Annotated[PoolProfile, Lowered] = Field(
         PoolProfile.MEDIUM, description="How many connections to PostgreSQL one process may hold."
     )

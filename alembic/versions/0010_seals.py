@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
@@ -53,7 +53,7 @@ BEGIN
             SELECT FROM bulwark.job
              WHERE id >= bulwark.uuid_floor(low) AND id < bulwark.uuid_floor(high)
                AND (state IN ('queued', 'running')
-                    OR state = 'failed' AND parent IN ('chunk', 'spool')));
+                    OR state IN ('failed', 'cancelled') AND parent IN ('chunk', 'spool')));
         EXECUTE format('DROP TABLE bulwark.%I', child);
         dropped := dropped || child;{note}
     END LOOP;
@@ -82,7 +82,8 @@ BEGIN
         'DELETE FROM bulwark.%1$I WHERE ctid = ANY (ARRAY('
         '    SELECT s.ctid FROM bulwark.%1$I AS s WHERE s.job_id < bulwark.uuid_floor($1)'
         '       AND NOT EXISTS (SELECT FROM bulwark.job AS j WHERE j.id = s.job_id'
-        '           AND (j.state IN (''queued'', ''running'') OR j.state = ''failed'' AND $3))'
+        '           AND (j.state IN (''queued'', ''running'')'
+        '                OR j.state IN (''failed'', ''cancelled'') AND $3))'
         '     LIMIT $2)){tail}', parent || '_default')
     {into}USING least(before, now()), most, parent IN ('chunk', 'spool'){more};{count}
     RETURN dropped;

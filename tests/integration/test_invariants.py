@@ -83,8 +83,8 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
         ("DELETE FROM bulwark.verdict WHERE verdict = 'missing'", 1, 0, "0 are recorded"),
         (
             (
-                "UPDATE bulwark.chunk SET counts = '{\"inserted\": 3}' WHERE rows = 4 AND filtered = 0 "
-                "AND counts = '{\"inserted\": 4}'"
+                "UPDATE bulwark.chunk SET counts = '{\"inserted\": 3}' "
+                "WHERE rows = 4 AND counts = '{\"inserted\": 4}'"
             ),
             1,
             1,

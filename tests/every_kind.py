@@ -5,6 +5,7 @@ follows from its payload alone, whatever happens to the workers meanwhile.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from jobs.transfer_heroes import TransferHeroes
 from jobs.transfer_window import TransferWindow
 from jobs.update_rows import UpdateRows
 from tests.inprocess import Bench
+from tests.invariants import Losses, check_invariants
 from tests.stage import Stage
 from tests.workers import until
 
@@ -94,6 +96,12 @@ class Task:
     nths: Mapping[Step, int] = field(default_factory=dict)
     file: str | None = None
     pieces: Path | None = None
+
+    @property
+    def kinds(self) -> set[str]:
+        """Of its jobs, as workers know them."""
+        classes = [*map(type, self.payloads)] or [InsertRows]
+        return {re.sub("(?<!^)(?=[A-Z])", "_", one.__name__).lower() for one in classes}
 
     def nth(self, step: Step) -> int:
         usual = 1 if step in ONCE or self.steps == SINGLE else MIDST
@@ -222,12 +230,12 @@ def restore_rows(first: int, _: Path) -> Task:
 
 def _moves(first: int) -> str:
     return (
-        "SELECT hero.id - {0}, hero.team_id - {0}, hero.version, from_team_id - {0}, "
-        "to_team_id - {0}, (SELECT count(*) FROM membership WHERE hero_id = hero.id "
-        "AND deleted_at IS NULL) "
+        f"SELECT hero.id - {first}, hero.team_id - {first}, hero.version, "
+        f"from_team_id - {first}, to_team_id - {first}, "
+        "(SELECT count(*) FROM membership WHERE hero_id = hero.id AND deleted_at IS NULL) "
         "FROM hero LEFT JOIN transfer ON hero_id = hero.id "
-        "WHERE hero.id BETWEEN {0} AND {0} + 99 ORDER BY 1"
-    ).format(first)
+        f"WHERE hero.id BETWEEN {first} AND {first} + 99 ORDER BY 1"
+    )
 
 
 def _league(first: int) -> str:
@@ -280,11 +288,7 @@ def swap_heroes(first: int, _: Path) -> Task:
         first,
         _league(first) + f"UPDATE hero SET team_id = {first + GUEST} WHERE id IN "
         f"({', '.join(map(str, b))});",
-        [
-            SwapHeroes(
-                team_a_id=first + HOME, hero_ids_a=a, team_b_id=first + GUEST, hero_ids_b=b
-            )
-        ],
+        [SwapHeroes(team_a_id=first + HOME, hero_ids_a=a, team_b_id=first + GUEST, hero_ids_b=b)],
         _moves(first),
         [
             (n, GUEST, 2, HOME, GUEST, 0) if n <= 5 else (n, HOME, 2, GUEST, HOME, 0)
@@ -373,7 +377,7 @@ def maintain_ledger(first: int, _: Path) -> Task:
         [],
         {"purged": ROWS},
         {("purge", "bulwark.job"): ROWS},
-        nths={step: 2 for step in (Step.FENCED, Step.RECEIPTED, Step.APPLIED, Step.COMMITTING)},
+        nths=dict.fromkeys((Step.FENCED, Step.RECEIPTED, Step.APPLIED, Step.COMMITTING), 2),
     )
 
 
@@ -408,8 +412,9 @@ SEEDED_BEHIND = """
 class Field:
     """A database on which tasks are done, and a look at what has become of each."""
 
-    def __init__(self, bench: Bench, stage: Stage, folder: Path) -> None:
+    def __init__(self, bench: Bench, stage: Stage, url: str, folder: Path) -> None:
         self._bench = bench
+        self._url = url
         self._folder = folder
         self.stage = stage
         self.jobs: dict[str, list[UUID]] = {}
@@ -444,9 +449,7 @@ class Field:
             path = self._folder / "spooled.csv"
             path.write_text(task.file)
             request = {"table": "hero", "chunk_rows": CHUNK_ROWS}
-            one = await enqueue_file(
-                self._bench.producer, path, request, actor="tester", **terms
-            )
+            one = await enqueue_file(self._bench.producer, path, request, actor="tester", **terms)
             accepted = [one.job_id]
         self.jobs[task.name] = accepted
         return accepted
@@ -488,9 +491,18 @@ class Field:
         if task.pieces is not None:
             assert archived(task.pieces / str(job_ids[0])) == Counter(ids(task.first))
 
-    async def is_left_alone(self) -> None:
-        """Workers that have ended leave no session, and so no lock, and tell no progress."""
-        assert await self.stage.value("SELECT count(*) FROM bulwark.progress") == 0
+    async def had_progress(self, task: Task) -> bool:
+        """Whether a worker that did not finish the job has committed rows of it."""
+        before = (
+            "SELECT count(*) FROM bulwark.chunk JOIN bulwark.job ON job.id = job_id "
+            "WHERE job_id = ANY ($1) AND chunk_no > 0 AND chunk.claim_id <> job.claim_id"
+        )
+        return bool(await self.stage.value(before, self.jobs[task.name]))
+
+    async def is_left_in_order(self) -> Losses:
+        """What must hold of every database holds, and no worker has left a session or a lock."""
+        losses = await check_invariants(self._url, seeded=self.seeded)
+        assert losses.violations == []
 
         async def none_left() -> bool:
             left = (
@@ -500,6 +512,7 @@ class Field:
             return bool(await self.stage.value(left) == 0)
 
         await until(none_left, "no session of a worker is left")
+        return losses
 
 
 def archived(folder: Path) -> Counter[int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGKILL
@@ -9,8 +10,11 @@ from signal import SIGKILL
 import pytest
 
 from db.steps import Step
+from jobs import discover_jobs
+from tests.chaos.conftest import Provoked
 from tests.every_kind import SINGLE, Field, Task, every_task
 from tests.inprocess import Bench
+from tests.invariants import Losses
 from tests.stage import Stage
 from tests.stepping import acted_at_s, acting_at
 from tests.workers import Start, WorkerProcess, environment, until
@@ -90,49 +94,81 @@ class Scene:
 
 
 @pytest.fixture
-def field(bench: Bench, stage: Stage, tmp_path: Path) -> Field:
-    return Field(bench, stage, tmp_path)
+def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
+    return Field(bench, stage, database_url, tmp_path)
 
 
 @pytest.fixture
-def scene(
-    field: Field, start: Start, database_url: str, redis_url: str, tmp_path: Path
-) -> Scene:
+def scene(field: Field, start: Start, database_url: str, redis_url: str, tmp_path: Path) -> Scene:
     return Scene(field, start, (database_url, redis_url), tmp_path)
 
 
-async def check(field: Field, step: Step, tasks: Sequence[Task]) -> None:
-    """Each effect once, each crash where there was one, and nothing left behind."""
+async def check(field: Field, step: Step, tasks: Sequence[Task]) -> Losses:
+    """Each effect once, each crash counted that had committed no rows, and nothing left behind."""
     for task in tasks:
         await field.check(task)
         crashes = await field.crashes(task)
         if len(field.jobs[task.name]) == 1:
-            assert crashes == {0 if Scene.has_ended(step, task) else 1: 1}, task.name
+            idle = not (Scene.has_ended(step, task) or await field.had_progress(task))
+            assert crashes == {int(idle): 1}, task.name
         else:
             assert set(crashes) <= {0, 1}, task.name
             assert step >= Step.COMMITTED or crashes[1] > 1, "they did not go together"
-    await field.is_left_alone()
+    return await field.is_left_in_order()
 
 
 def coming_by(step: Step, folder: Path) -> list[Task]:
     return [task for task in every_task(folder) if step in task.steps]
 
 
+def a_few(step: Step, folder: Path) -> list[Task]:
+    """Of each kind of job two steps, those that have had the fewest so far."""
+    few, had = [], Counter[Step]()
+    for task in every_task(folder):
+        chosen = sorted(task.steps, key=lambda one: (had[one], one))[:2]
+        had.update(chosen)
+        if step in chosen:
+            few.append(task)
+    return few
+
+
+def test_every_kind_of_job_is_killed_at_two_steps_at_least(tmp_path: Path) -> None:
+    killed = Counter(task.name for step in Step for task in a_few(step, tmp_path))
+    assert killed == {task.name: 2 for task in every_task(tmp_path)}
+    assert {kind for task in every_task(tmp_path) for kind in task.kinds} == {*discover_jobs()}
+    assert min(len(a_few(step, tmp_path)) for step in Step) > 1
+
+
 @pytest.mark.parametrize("step", Step, ids=lambda step: step.name.lower())
 async def test_a_worker_killed_at_a_step_leaves_each_job_to_another_which_does_it_once(
-    step: Step, scene: Scene, field: Field, tmp_path: Path
+    step: Step, scene: Scene, field: Field, tmp_path: Path, provoked: Provoked
 ) -> None:
-    tasks = coming_by(step, tmp_path)[step % 3 :: 3]
-    await scene.kill_at(step, tasks, **QUICK)
-    await check(field, step, tasks)
+    tasks = a_few(step, tmp_path)
+    recovery_s = await scene.kill_at(step, tasks, **QUICK)
+    losses = await check(field, step, tasks)
+    say(provoked, step, field, losses, recovery_s)
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("step", Step, ids=lambda step: step.name.lower())
 async def test_every_kind_of_job_recovers_from_a_kill_at_a_step_in_time(
-    step: Step, scene: Scene, field: Field, tmp_path: Path
+    step: Step, scene: Scene, field: Field, tmp_path: Path, provoked: Provoked
 ) -> None:
     tasks = coming_by(step, tmp_path)
     recovery_s = await scene.kill_at(step, tasks)
-    await check(field, step, tasks)
+    losses = await check(field, step, tasks)
     assert max(recovery_s, default=0) < RECOVERY_S
+    say(provoked, step, field, losses, recovery_s)
+
+
+def say(
+    provoked: Provoked, step: Step, field: Field, losses: Losses, recovery_s: Sequence[float]
+) -> None:
+    provoked(
+        f"SIGKILL at step {step.value}, {step.name.lower()}",
+        times=len(field.jobs),
+        jobs=sum(map(len, field.jobs.values())),
+        lost=losses.lost,
+        doubled=losses.doubled,
+        recovery_s=recovery_s,
+    )

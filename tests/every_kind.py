@@ -403,6 +403,16 @@ def every_task(folder: Path) -> list[Task]:
     return [make(1000 * number, folder) for number, make in enumerate(MAKERS, 1)]
 
 
+EVERYTHING = """
+    SELECT (SELECT json_agg(t ORDER BY id) FROM team t)::text,
+           (SELECT json_agg(t ORDER BY id) FROM hero t)::text,
+           (SELECT json_agg(t ORDER BY id) FROM membership t)::text,
+           (SELECT json_agg(t ORDER BY id) FROM transfer t)::text,
+           (SELECT json_agg(t ORDER BY id) FROM bulwark.job t)::text,
+           (SELECT json_agg(t ORDER BY job_id, chunk_no) FROM bulwark.chunk t)::text,
+           (SELECT json_agg(t ORDER BY job_id, row_no) FROM bulwark.verdict t)::text,
+           (SELECT json_agg(t ORDER BY job_id, chunk_no, entry_no) FROM bulwark.audit t)::text
+"""
 SEEDED_BEHIND = """
     SELECT setval(pg_get_serial_sequence(name, 'id'), 100000)
       FROM unnest(ARRAY['team', 'hero', 'membership', 'transfer']) AS name
@@ -490,6 +500,10 @@ class Field:
         assert {(action, table): rows for action, table, rows in audit} == task.audit, task.name
         if task.pieces is not None:
             assert archived(task.pieces / str(job_ids[0])) == Counter(ids(task.first))
+
+    async def everything(self) -> list[tuple[Any, ...]]:
+        """All rows of the domain, and all that is kept of jobs."""
+        return await self.stage.rows(EVERYTHING)
 
     async def had_progress(self, task: Task) -> bool:
         """Whether a worker that did not finish the job has committed rows of it."""

@@ -81,7 +81,7 @@ class Task:
 
     `look` is a query whose rows must be `found`; `verdicts` are those of all jobs together, and
     `audit` the rows by action and table. `steps` are those that its jobs come by, those that come
-    often in the midst of it at the number `nth`.
+    often in the midst of it at the number `nth`. `end` is how each of them ends.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Task:
     nths: Mapping[Step, int] = field(default_factory=dict)
     file: str | None = None
     pieces: Path | None = None
+    end: tuple[str, str | None, int] = ("succeeded", None, 0)
 
     @property
     def kinds(self) -> set[str]:
@@ -122,6 +123,25 @@ def insert_rows(first: int, _: Path) -> Task:
         {("insert", "team"): ROWS - 1},
         COPYING,
         {Step.COPYING: 2},
+    )
+
+
+def rejected_import(first: int, _: Path) -> Task:
+    """It fails at its first reject, and then counts the rows behind it in a chunk of its own."""
+    rows: list[dict[str, Any]] = [{"name": f"Kept {n:02}"} for n in range(ROWS)]
+    rows[5]["roster_limit"] = -1
+    closing = (Step.FENCED, Step.RECEIPTED, Step.APPLIED, Step.COMMITTING, Step.COMMITTED)
+    return Task(
+        "rejected_import",
+        first,
+        "",
+        [InsertRows(table="team", rows=rows, chunk_rows=CHUNK_ROWS, max_rejects=0)],
+        "SELECT name, version FROM team WHERE name LIKE 'Kept %' ORDER BY name",
+        [(f"Kept {n:02}", 1) for n in range(5)],
+        {"inserted": 5, "rejected": 1, "not_reached": ROWS - 6},
+        {("insert", "team"): 5},
+        nths=dict.fromkeys(closing, MIDST + 1),
+        end=("failed", "rejected", 1),
     )
 
 
@@ -395,6 +415,7 @@ MAKERS: Sequence[Callable[[int, Path], Task]] = (
     update_at_once,
     restore_rows,
     transfer_window,
+    rejected_import,
 )
 
 
@@ -482,7 +503,7 @@ class Field:
         """Compare rows, verdicts, receipts, audit and archive with what was asked for."""
         job_ids = self.jobs[task.name]
         ends = Counter([await self.stage.ended_as(job_id) for job_id in job_ids])
-        assert ends == {("succeeded", None, 0): len(job_ids)}, task.name
+        assert ends == {task.end: len(job_ids)}, task.name
         assert await self.stage.rows(task.look) == [*task.found], task.name
         counted = await self.stage.rows(
             "SELECT key, sum(value::bigint)::int FROM (SELECT counts FROM bulwark.chunk "

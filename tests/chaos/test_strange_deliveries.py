@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -143,7 +143,7 @@ async def test_messages_of_a_plain_client_that_come_twice_late_and_in_two_queues
     say(provoked, 3 * len(messages), field, await field.is_left_in_order())
 
 
-async def put(client: ArqRedis, messages: Mapping[str, bytes], late_ms: int) -> None:
+async def put(client: ArqRedis, messages: dict[str, bytes], late_ms: int) -> None:
     """Put messages into both queues, the last first."""
     for name in reversed(messages):
         await client.psetex(job_key_prefix + name, EXPIRES_MS, messages[name])

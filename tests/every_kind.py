@@ -24,6 +24,7 @@ from jobs.maintain_ledger import MaintainLedger
 from jobs.purge_deleted_rows import PurgeDeletedRows
 from jobs.restore_archive import RestoreArchive
 from jobs.restore_rows import RestoreRows
+from jobs.seal_audit import SealAudit
 from jobs.soft_delete_rows import SoftDeleteRows
 from jobs.swap_heroes import SwapHeroes
 from jobs.transfer_heroes import TransferHeroes
@@ -401,6 +402,30 @@ def maintain_ledger(first: int, _: Path) -> Task:
     )
 
 
+def seal_audit(first: int, _: Path) -> Task:
+    """It seals what the others have audited so far, too: each row up to there is in one segment."""
+    old = (
+        "INSERT INTO bulwark.audit (job_id, chunk_no, entry_no, xid, claim_id, kind, action, "
+        f"table_name, rows, keys) SELECT '{KEPT}', 100, n, (100 + n)::text::xid8, '{KEPT}', "
+        f"'old', 'old', 'old', 1, '{{}}' FROM generate_series(1, {ROWS}) AS n;"
+    )
+    last = "(SELECT below_xid FROM bulwark.seal ORDER BY segment DESC LIMIT 1)"
+    return Task(
+        "seal_audit",
+        first,
+        old,
+        [SealAudit(segment_rows=CHUNK_ROWS)],
+        f"SELECT {last} > '112'::xid8, "
+        "(SELECT count(*) FROM bulwark.audit AS a WHERE (SELECT count(*) FROM bulwark.seal "
+        f"WHERE a.xid >= from_xid AND a.xid < below_xid) <> 1 AND a.xid < {last}), "
+        "(SELECT sum(rows)::int FROM bulwark.seal) - "
+        f"(SELECT count(*) FROM bulwark.audit WHERE xid < {last})",
+        [(True, 0, 0)],
+        {},
+        {},
+    )
+
+
 MAKERS: Sequence[Callable[[int, Path], Task]] = (
     insert_rows,
     transfer_heroes,
@@ -416,6 +441,7 @@ MAKERS: Sequence[Callable[[int, Path], Task]] = (
     restore_rows,
     transfer_window,
     rejected_import,
+    seal_audit,
 )
 
 

@@ -46,6 +46,8 @@ COPYING = frozenset(Step)
 OLD = "'2020-02-01'"
 KEPT = UUID("01900000-0000-7000-8000-000000000000")
 """The purge whose archive is restored."""
+GONE = UUID("01900000-0000-7000-8000-000000000001")
+"""A job of which the audit alone is left."""
 HOME, GUEST = 1, 2
 """Of the teams of a task."""
 
@@ -406,7 +408,7 @@ def seal_audit(first: int, _: Path) -> Task:
     """It seals what the others have audited so far, too: each row up to there is in one segment."""
     old = (
         "INSERT INTO bulwark.audit (job_id, chunk_no, entry_no, xid, claim_id, kind, action, "
-        f"table_name, rows, keys) SELECT '{KEPT}', 100, n, (100 + n)::text::xid8, '{KEPT}', "
+        f"table_name, rows, keys) SELECT '{GONE}', 1, n, (100 + n)::text::xid8, '{GONE}', "
         f"'old', 'old', 'old', 1, '{{}}' FROM generate_series(1, {ROWS}) AS n;"
     )
     last = "(SELECT below_xid FROM bulwark.seal ORDER BY segment DESC LIMIT 1)"

@@ -10,7 +10,7 @@ CODE := bulwark_pytest.py db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-containers smoke bench check format lock clean
+.PHONY: help demo test chaos test-containers smoke bench check format lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ demo: $(STAMP) ## Show a job survive crashes, on an own PostgreSQL and Valkey.
 
 test: $(STAMP) ## Run every test, four files at a time, each on an own PostgreSQL and Valkey.
 	@$(PYTEST)
+
+chaos: $(STAMP) ## Provoke every fault and print what it has cost; CHAOS_SEED=... repeats a storm.
+	@$(PYTEST) --numprocesses=2 -m "" --faults $(OPTIONS) tests/chaos
 
 test-containers: $(STAMP) ## Run the tests that need servers on containers.
 	@BULWARK_TEST_SERVERS=containers $(PYTEST) $(OPTIONS) tests/acceptance tests/chaos tests/integration

@@ -8,7 +8,9 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db import steps
 from db.refusal import NOT_ENCODED, UNENCODABLE, RowFault
+from db.steps import Step
 
 BLOCK_LINES: Final = 2000
 
@@ -91,3 +93,4 @@ async def _blocks(lines: Iterable[str]) -> AsyncIterator[bytes]:
     while block := list(islice(rest, BLOCK_LINES)):
         block.append("")
         yield "\n".join(block).encode()
+        steps.reached(Step.COPYING)

@@ -8,12 +8,14 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from db import steps
 from db.ledger import audit, cancellation, chunk, job, progress, verdict
 from db.ledger.audit import Changes, Entry
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim, Limits
 from db.ledger.verdict import RowVerdict
 from db.registry import Registry
+from db.steps import Step
 from db.transaction import transaction
 from jobs._housekeeping import Housekeeping
 from jobs._sources.place import ImportPlace
@@ -71,14 +73,19 @@ class ChunkedRun:
         async def unit(session: AsyncSession) -> ChunkEffect | Receipt:
             await turn.begin()
             await job.fence(session, self.claim, CHUNK_LIMITS)
+            steps.reached(Step.FENCED)
             await chunk.take_receipt(session, self.claim, chunk_no, span)
+            steps.reached(Step.RECEIPTED)
             effect = await work(session)
+            steps.reached(Step.APPLIED)
             turn.rows_are_in()
             await self._record(session, effect)
             await turn.may_look()
+            steps.reached(Step.COMMITTING)
             return effect
 
         done = await transaction(self.sessions, unit, name="job.chunk", receipted=True)
+        steps.reached(Step.COMMITTED)
         if isinstance(done, Receipt):
             return done
         self._tell(done)
@@ -96,20 +103,25 @@ class ChunkedRun:
 
         async def unit(session: AsyncSession) -> list[ChunkEffect]:
             await job.fence(session, self.claim, CHUNK_LIMITS)
+            steps.reached(Step.FENCED)
 
             async def take(chunk_no: int, span: Span) -> None:
                 await chunk.take_receipt(session, self.claim, chunk_no, span)
+                steps.reached(Step.RECEIPTED)
 
             done = []
             async with aclosing(effects(session, take)) as all_effects:
                 async for effect in all_effects:
+                    steps.reached(Step.APPLIED)
                     await self._record(session, effect)
                     await cancellation.heed(session, self.claim)
                     done.append(effect)
             await progress.forget(session, self.claim)
+            steps.reached(Step.COMMITTING)
             return done
 
         done = await transaction(self.sessions, unit, name="job.chunks", receipted=True)
+        steps.reached(Step.COMMITTED)
         if isinstance(done, Receipt):
             return []
         for effect in done:

@@ -33,6 +33,13 @@ class Stage:
     async def value(self, sql: str, *arguments: object) -> Any:
         return await self._connection.fetchval(sql, *arguments)
 
+    async def rows(self, sql: str, *arguments: object) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._connection.fetch(sql, *arguments)]
+
+    async def execute(self, sql: str) -> None:
+        """Run any number of statements."""
+        await self._connection.execute(sql)
+
     async def row(self, job_id: UUID) -> dict[str, Any]:
         """The job's row."""
         found = await self._connection.fetchrow("SELECT * FROM bulwark.job WHERE id = $1", job_id)

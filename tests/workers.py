@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 ROOT = Path(__file__).parents[1]
 _RUN = "from worker.main import run_worker; from worker.settings import load_settings; "
@@ -55,13 +55,13 @@ run_bulwark = partial(run_python, "-m", "worker.cli")
 
 
 class WorkerProcess:
-    """A real worker in a process of its own."""
+    """A real worker in a process of its own, which may run some other Python first."""
 
-    def __init__(self, env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, env: Mapping[str, str], log: Path, first: str = "") -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _RUN + "run_worker(load_settings())"],
+                [sys.executable, "-c", first + _RUN + "run_worker(load_settings())"],
                 env=dict(env),
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
@@ -96,7 +96,10 @@ class WorkerProcess:
         return self._process.poll() is None
 
 
-Start = Callable[[Mapping[str, str]], WorkerProcess]
+class Start(Protocol):
+    """Starts a worker on these settings."""
+
+    def __call__(self, env: Mapping[str, str], first: str = "") -> WorkerProcess: ...
 
 
 @contextmanager
@@ -104,8 +107,8 @@ def workers(folder: Path) -> Iterator[Start]:
     """Starts workers; all that are left at the end are killed."""
     started: list[WorkerProcess] = []
 
-    def start(env: Mapping[str, str]) -> WorkerProcess:
-        started.append(WorkerProcess(env, folder / f"worker-{len(started)}.log"))
+    def start(env: Mapping[str, str], first: str = "") -> WorkerProcess:
+        started.append(WorkerProcess(env, folder / f"worker-{len(started)}.log", first))
         return started[-1]
 
     try:

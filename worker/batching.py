@@ -7,9 +7,11 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from db import steps
 from db.errors import AlreadyCommitted
 from db.ledger.claims import end_many, fence_many, left_as
 from db.ledger.job import Claim, Limits, State
+from db.steps import Step
 from db.transaction import transaction
 from jobs._declaration import BatchResults, Job, Outcome, Payload
 from jobs._errors import Rejected, WrongResults
@@ -43,19 +45,24 @@ async def commit_together(
     async def unit(session: AsyncSession) -> Done:
         nonlocal tried
         owned = await fence_many(session, claims, limits)
+        steps.reached(Step.FENCED)
         lost = [held for held in claims if held.job_id not in owned]
         if tried is not None and lost and await _have_ended(session, lost):
             raise AlreadyCommitted(tried)
         mine = [held for held in claims if held.job_id in owned]
         read = [(held, payloads[held.job_id]) for held in mine]
         tried = Done(await _results(session, declared, read), lost)
+        steps.reached(Step.APPLIED)
         await end_many(session, [end_of(held, result) for held, result in tried.results])
         for held, result in tried.results:
             if isinstance(result, Rejected):
                 await write_refused_rows(session, held, result)
+        steps.reached(Step.COMMITTING)
         return tried
 
-    return await transaction(sessions, unit, name=f"jobs.{declared.kind}", receipted=True)
+    done = await transaction(sessions, unit, name=f"jobs.{declared.kind}", receipted=True)
+    steps.reached(Step.COMMITTED)
+    return done
 
 
 def _read(declared: Job[Any], held: Claim) -> Payload | Rejected:

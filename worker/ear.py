@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
-from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
 from db.ledger.job import PRIORITY_LIMIT, Ring
@@ -37,19 +36,22 @@ local function content_of(key)
 end
 """
 
-# KEYS: of each queue the sorted set and the wake-up list. What is due is taken from each queue in
-# turn; what another worker has in progress is passed over. A ring of ours is taken out at once,
-# with a touch that makes a stock worker's optimistic lock on it fail; a message of somebody else
-# stays, leased, until PostgreSQL holds it. A ring is known by its score, which lies whole steps of
-# priority before its time: a plain client can make its id and its message, but not all three. A
-# queue that is not empty now wakes the next worker; one that cannot be read stops no other.
+# KEYS: of each queue the sorted set and the wake-up list. What is due, by the clock of Redis since
+# those of workers may differ, is taken from each queue in turn; what another worker has in progress
+# is passed over. A ring of ours is taken out at once, with a touch that makes a stock worker's
+# optimistic lock on it fail; a message of somebody else stays, leased, until PostgreSQL holds it. A
+# ring is known by its score, which lies whole steps of priority before its time: a plain client can
+# make its id and its message, but not all three. A queue that is not empty now wakes the next
+# worker; one that cannot be read stops no other.
 CLAIM = (
     CONTENT
     + """
-local now, free, lease_ms, wake_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local our_id, our_message, step_ms, most_steps = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-local message, in_progress, retry = ARGV[9], ARGV[10], ARGV[11]
-local free_for_low, least_of_normal = tonumber(ARGV[12]), tonumber(ARGV[13])
+local free, lease_ms, wake_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local our_id, our_message, step_ms, most_steps = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local message, in_progress, retry = ARGV[8], ARGV[9], ARGV[10]
+local free_for_low, least_of_normal = tonumber(ARGV[11]), tonumber(ARGV[12])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local PAGE, MOST = 100, 10000
 local NOT_OURS, LIKE_OURS, OURS = 0, 1, 2
 local unreadable = {}
@@ -186,7 +188,6 @@ class Ear:
         heard, unreadable = await self._claim(
             keys=[key for queue in self._turns for key in (queue_key(queue), wake_key(queue))],
             args=[
-                timestamp_ms(),
                 most,
                 LEASE_MS,
                 WAKE_EXPIRES_MS,

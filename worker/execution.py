@@ -10,12 +10,14 @@ from uuid import UUID, uuid4
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from db import steps
 from db.errors import AlreadyCommitted, Cancelled, ClaimLost, CommitUnknown
 from db.ledger import job
 from db.ledger.claims import claim_many
 from db.ledger.job import Claim, Reason, Ring, State
 from db.registry import Registry
 from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
+from db.steps import Step
 from db.transaction import transaction
 from jobs._declaration import Job, Outcome, Payload
 from jobs._discovery import Jobs
@@ -159,6 +161,7 @@ class Executor:
             held = await self._claim(job_id, claim_id, alone=alone)
             if held is None:
                 return False
+            steps.reached(Step.CLAIMED)
             with told_of(held):
                 await self._run(held)
             return True
@@ -195,6 +198,8 @@ class Executor:
                 name="job.claim",
                 receipted=True,
             )
+            if taken.claims:
+                steps.reached(Step.CLAIMED)
             gathering.is_crowded = len(taken.claims) == room
             batch.settle(alone=taken.left)
             if taken.company:
@@ -246,6 +251,7 @@ class Executor:
             for held in claims:
                 self.liveness.unlimit(held.claim_id)
         tell_done(done)
+        steps.reached(Step.ENDED)
         return True
 
     async def _run(self, held: Claim) -> None:
@@ -264,7 +270,9 @@ class Executor:
             return
         self.liveness.unlimit(held.claim_id)
         if ending is not None:
+            steps.reached(Step.ENDING)
             await self._settling.settle(held, ending)
+        steps.reached(Step.ENDED)
 
     async def _close(self, held: Claim) -> None:
         """Let a chunked job that has failed for good say what became of the rest of its input.
@@ -351,12 +359,17 @@ class Executor:
                 if await job.ended_by(session, held) == State.SUCCEEDED:
                     raise AlreadyCommitted(outcome) from None
                 raise
+            steps.reached(Step.FENCED)
             given = (session, payload, held) if declared.claimed else (session, payload)
             outcome = await declared.run(*given)
+            steps.reached(Step.APPLIED)
             await job.end(session, held, State.SUCCEEDED, outcome=outcome)
+            steps.reached(Step.COMMITTING)
             return outcome
 
-        return await transaction(self.sessions, unit, name=f"job.{held.kind}", receipted=True)
+        done = await transaction(self.sessions, unit, name=f"job.{held.kind}", receipted=True)
+        steps.reached(Step.COMMITTED)
+        return done
 
 
 def _is_told_to_stop() -> bool:

@@ -9,9 +9,10 @@ from uuid import UUID
 import pytest
 from redis.asyncio import Redis
 
+from tests.clocks import off_by
 from tests.stage import Stage
 from tests.wire import wired
-from tests.workers import ROOT, Start, WorkerProcess, environment, until
+from tests.workers import Start, WorkerProcess, environment, until
 
 SETTINGS: Mapping[str, str] = {
     "job_modules": "tests.sample_jobs.keep_watch",
@@ -21,34 +22,6 @@ SETTINGS: Mapping[str, str] = {
     "log_format": "json",
 }
 NO_MORE_SLOTS = json.dumps({"watch": {"enabled": False}, "vigil": {"enabled": False}})
-STRANGE_CLOCK = """
-import datetime as module
-import time
-
-OFF_S = {off_s}
-real, real_time, real_time_ns = module.datetime, time.time, time.time_ns
-
-
-class AnyDatetime(type):
-    def __instancecheck__(cls, one):
-        return isinstance(one, real)
-
-
-class Strange(real, metaclass=AnyDatetime):
-    @classmethod
-    def now(cls, tz=None):
-        return real.now(tz) + module.timedelta(seconds=OFF_S)
-
-    @classmethod
-    def utcnow(cls):
-        return cls.now(module.UTC).replace(tzinfo=None)
-
-
-module.datetime = Strange
-time.time = lambda: real_time() + OFF_S
-time.time_ns = lambda: real_time_ns() + OFF_S * 10**9
-"""
-"""Python imports a module named sitecustomize before any other: this one puts its clock wrong."""
 
 
 async def until_slots(stage: Stage, least: int, outcome: str = "fired") -> None:
@@ -71,10 +44,9 @@ def told_time_s(worker: WorkerProcess) -> float:
 async def test_a_worker_whose_clock_is_wrong_fires_when_it_is_time_by_postgresql(
     stage: Stage, database_url: str, redis_url: str, start: Start, tmp_path: Path, off_s: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(STRANGE_CLOCK.format(off_s=off_s))
     before = await stage.value("SELECT clock_timestamp()")
     env = environment(database_url, redis_url, **SETTINGS)
-    worker = start({**env, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    worker = start(off_by(off_s, env, tmp_path))
     await until_slots(stage, 3)
 
     assert abs(told_time_s(worker) - off_s) < 30
@@ -93,9 +65,8 @@ async def test_a_worker_whose_clock_is_wrong_fires_when_it_is_time_by_postgresql
 async def test_two_workers_of_which_one_has_a_wrong_clock_fire_each_slot_once(
     stage: Stage, database_url: str, redis_url: str, start: Start, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(STRANGE_CLOCK.format(off_s=65))
     env = environment(database_url, redis_url, **SETTINGS)
-    start({**env, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    start(off_by(65, env, tmp_path))
     start(env)
     await until_slots(stage, 4)
 

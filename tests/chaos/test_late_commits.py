@@ -1,0 +1,101 @@
+"""Jobs that are committed after others of higher ids were rung are rung and run all the same."""
+
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from jobs._discovery import discover_jobs
+from jobs._producer import Producer, new_job_id
+from tests.chaos.conftest import Provoked
+from tests.invariants import check_invariants
+from tests.sample_jobs.act_out import ActOut
+from tests.sample_jobs.take_down import TakeDown
+from tests.stage import SAMPLE_JOBS, Stage
+from tests.workers import Start, environment, until
+
+Sessions = async_sessionmaker[AsyncSession]
+ROUNDS = 12
+"""Fewer than the engine of a test has connections."""
+QUICK = {"job_modules": ",".join(SAMPLE_JOBS), "relay_interval_s": "0.1"}
+
+
+@pytest.fixture
+def producer(sessions: Sessions) -> Producer:
+    """Without a bell, so that it is the relay that rings."""
+    return Producer(sessions, discover_jobs(SAMPLE_JOBS))
+
+
+@pytest.fixture
+def crew(start: Start, database_url: str, redis_url: str) -> None:
+    for _ in range(2):
+        start(environment(database_url, redis_url, **QUICK))
+
+
+@pytest.mark.usefixtures("crew")
+async def test_a_lower_id_that_is_committed_after_a_higher_one_was_rung_is_rung_and_run(
+    stage: Stage, sessions: Sessions, producer: Producer, provoked: Provoked, database_url: str
+) -> None:
+    async with sessions() as session:
+        low = (await producer.enqueue(ActOut(note="low"), session=session)).job_id
+        high = (await producer.enqueue(ActOut(note="high"))).job_id
+        assert low < high
+        rung = await stage.becomes(high, "succeeded")
+        assert rung["ring"] > 0
+        assert await stage.row(low) == {}
+        await session.commit()
+    assert (await stage.becomes(low, "succeeded", within_s=30))["ring"] == 1
+    assert await stage.notes() == ["high", "low"]
+    await say(provoked, database_url, times=1, jobs=2)
+
+
+@pytest.mark.usefixtures("crew")
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "in batches"])
+async def test_jobs_that_are_committed_in_any_order_of_their_ids_are_all_run_once(
+    stage: Stage,
+    sessions: Sessions,
+    producer: Producer,
+    provoked: Provoked,
+    database_url: str,
+    together: bool,
+) -> None:
+    chance = random.Random(9)
+    ids = [new_job_id() for _ in range(ROUNDS)]
+    order = chance.sample(range(ROUNDS), ROUNDS)
+    async with AsyncExitStack() as stack:
+        begun: list[AsyncSession] = []
+        for at, job_id in enumerate(ids):
+            session = await stack.enter_async_context(sessions())
+            payload = TakeDown(note=f"{at}") if together else ActOut(note=f"{at}")
+            await producer.enqueue(payload, session=session, job_id=job_id)
+            begun.append(session)
+        for number, at in enumerate(order, 1):
+            await begun[at].commit()
+            if number % 3 == 0:
+                await all_done(stage, [ids[one] for one in order[:number]])
+    assert sorted(await stage.notes(), key=int) == [f"{at}" for at in range(ROUNDS)]
+    lower = sum(at < max(order[:number]) for number, at in enumerate(order) if number)
+    await say(provoked, database_url, times=lower, jobs=ROUNDS)
+
+
+async def all_done(stage: Stage, ids: Sequence[UUID]) -> None:
+    async def done() -> bool:
+        sql = "SELECT count(*) FROM bulwark.job WHERE id = ANY ($1) AND state = 'succeeded'"
+        return bool(await stage.value(sql, ids) == len(ids))
+
+    await until(done, f"{len(ids)} jobs that are committed are done")
+
+
+async def say(provoked: Provoked, database_url: str, times: int, jobs: int) -> None:
+    losses = await check_invariants(database_url)
+    assert losses.violations == []
+    provoked(
+        "a lower id committed after a higher one was rung",
+        times=times,
+        jobs=jobs,
+        lost=losses.lost,
+        doubled=losses.doubled,
+    )

@@ -19,11 +19,19 @@ from db.engine import make_sessions
 from jobs import discover_jobs
 from tests import unusual_models
 from tests.arq_side import plain_client
+from tests.fuzzing import summary
 from tests.inprocess import Bench
 from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
 from tests.workers import Start, WorkerProcess, environment, workers
 from worker.testing.databases import Database
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many inputs were tried, also where several processes have tried them."""
+    reports = [one for found in terminalreporter.stats.values() for one in found]
+    if (line := summary(reports)) is not None:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ class JobReport:
         }
 
 
+# A payload may hold anything, if it was written by SQL: what is no size in it is none here.
 # Blank lines at the end belong to no receipt, so a receipt of nothing but rows not reached, which
 # closes a failed job, counts as the end of the input too.
 _REPORT = sa.text(
@@ -125,7 +126,9 @@ _REPORT = sa.text(
            coalesce(job.payload -> 'source' ->> 'name', job.payload -> 'source' ->> 'path')
                AS source,
            coalesce((opening.detail ->> 'text_bytes')::bigint,
-                    (job.payload -> 'source' ->> 'text_bytes')::bigint) AS input_bytes,
+                    CASE WHEN job.payload -> 'source' ->> 'text_bytes' ~ '^[0-9]{1,18}$'
+                         THEN (job.payload -> 'source' ->> 'text_bytes')::bigint END)
+               AS input_bytes,
            job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
               OR NOT (
                coalesce(opening.detail ? 'text_bytes', false)

@@ -7,6 +7,7 @@ BulwarkError
 ├── AlreadyCommitted
 ├── Race
 ├── ClaimLost
+├── Cancelled
 ├── NotAtHead
 ├── BadKey
 └── ModelError
@@ -49,6 +50,10 @@ class Race(BulwarkError):
 
 class ClaimLost(BulwarkError):
     """The job was taken back from this worker; nothing may be committed for it here."""
+
+
+class Cancelled(BulwarkError):
+    """Somebody has cancelled the job; it goes no further."""
 
 
 class NotAtHead(BulwarkError):

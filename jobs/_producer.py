@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from uuid6 import uuid7
 
-from db.ledger import idempotency, job
+from db.ledger import depth, idempotency, job
 from db.ledger.idempotency import Key
 from db.ledger.job import Ring
 from db.transaction import transaction
@@ -25,7 +26,7 @@ from jobs._after_commit import after_commit
 from jobs._bell import Bell
 from jobs._declaration import Payload, complaint
 from jobs._discovery import Jobs
-from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge
+from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge, QueueFull
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 500
@@ -75,7 +76,10 @@ class Terms:
 
 
 class Producer:
-    """Accepts jobs. Without a bell the relay of a worker rings them within a second."""
+    """Accepts jobs. Without a bell the relay of a worker rings them within a second.
+
+    One that does not heed the depth limits of queues is for what the system itself enqueues.
+    """
 
     def __init__(
         self,
@@ -84,11 +88,13 @@ class Producer:
         bell: Bell | None = None,
         *,
         idempotency_retention: timedelta = timedelta(days=7),
+        heeds_depth: bool = True,
     ) -> None:
         self._sessions = sessions
         self._jobs = jobs
         self._bell = bell
         self._retention = idempotency_retention
+        self._heeds_depth = heeds_depth
 
     async def enqueue(
         self,
@@ -109,7 +115,7 @@ class Producer:
 
         With the caller's own `session` the row is part of the caller's transaction, and the ring
         goes out when, and only when, that commits. Otherwise the job is accepted on return.
-        Raises PayloadTooLarge, IdempotencyConflict, UnknownJob.
+        Raises PayloadTooLarge, IdempotencyConflict, UnknownJob, QueueFull.
         """
         terms = Terms(run_at, queue, priority, attempts, timeout_s, actor, correlation_id)
         keys = None if idempotency_key is None else [idempotency_key]
@@ -202,6 +208,8 @@ class Producer:
             accepted = await self._keep_keys(session, rows, keys)
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
+        if self._heeds_depth:
+            await _require_room(session, new)
         rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
         after_commit(session, lambda: self._ring(rings))
         return accepted
@@ -237,6 +245,15 @@ class Producer:
         except (RedisError, OSError) as error:
             reason = str(error) or f"no answer within {RING_TIMEOUT_S} s"
             log.warning("ring.failed", jobs=len(rings), reason=reason, remedy="the relay rings")
+
+
+async def _require_room(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
+    full = await depth.find_full(session, Counter(row["queue"] for row in rows))
+    if full is not None:
+        raise QueueFull(
+            f"the queue {full.queue} holds {full.queued:,} jobs and {full.most:,} may wait there; "
+            "enqueue later, when workers have caught up, or let more wait with `bulwark limit`"
+        )
 
 
 def _given(value: T | None, default: T) -> T:

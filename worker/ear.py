@@ -18,6 +18,8 @@ LEASE_MS = 60_000
 UUID_PATTERN = "%-".join("%x" * digits for digits in (8, 4, 4, 4, 12))
 OUR_ID = f"^{UUID_PATTERN}:%d+$"
 OUR_MESSAGE = '^\1{"t":null,"f":"[^"]*","a":%[%],"k":{},"et":(%d+)}$'
+LEAST_OF_NORMAL_MS = PRIORITY_LIMIT * PRIORITY_STEP_MS + PRIORITY_STEP_MS // 2
+"""Half a step less than a ring of priority 0 lies before its time: clocks of two may differ."""
 MOST_STEPS = 2 * PRIORITY_LIMIT + 1
 log = structlog.get_logger("bulwark.ear")
 
@@ -42,13 +44,18 @@ CLAIM = (
 local now, free, lease_ms, wake_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local our_id, our_message, step_ms, most_steps = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local message, in_progress, retry = ARGV[9], ARGV[10], ARGV[11]
+local free_for_low, least_of_normal = tonumber(ARGV[12]), tonumber(ARGV[13])
 local PAGE, MOST = 100, 10000
 local NOT_OURS, LIKE_OURS, OURS = 0, 1, 2
 local unreadable = {}
 
+local function is_low(score)
+  return now - score < least_of_normal
+end
+
 local function reader(queue)
   local page, at, offset, ended = {}, -1, 0, false
-  return function()
+  return function(low_too)
     while not ended do
       at = at + 2
       if at > #page then
@@ -57,6 +64,10 @@ local function reader(queue)
         if page.err then unreadable[#unreadable + 1] = {queue, page.err} end
         offset, at = offset + PAGE, 1
         ended = #page == 0 or offset > MOST
+      end
+      if not ended and not low_too and is_low(page[at + 1]) then
+        at = at - 2
+        return nil
       end
       if not ended and redis.call('EXISTS', in_progress .. page[at]) == 0 then
         return page[at], page[at + 1]
@@ -76,20 +87,23 @@ end
 
 local readers, due = {}, {}
 for q = 1, #KEYS / 2 do readers[q] = reader(KEYS[2 * q - 1]) end
-local before = -1
+local before, low = -1, 0
 while #due < free and #due > before do
   before = #due
   for q = 1, #readers do
     if #due < free then
-      local id, score = readers[q]()
-      if id then due[#due + 1] = {q, id, score} end
+      local id, score = readers[q](low < free_for_low)
+      if id then
+        due[#due + 1] = {q, id, score}
+        if is_low(score) then low = low + 1 end
+      end
     end
   end
 end
 
 for q = 1, #readers do
   local wake = KEYS[2 * q]
-  if not readers[q]() then
+  if not readers[q](true) then
     redis.call('DEL', wake)
   elseif redis.call('TYPE', wake).ok ~= 'list' then
     redis.call('DEL', wake)
@@ -108,7 +122,7 @@ for _, one in ipairs(due) do
     redis.call('ZREM', KEYS[2 * q - 1], id)
     redis.call('DEL', in_progress .. id, message .. id, retry .. id)
   end
-  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, owner}
+  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, owner, is_low(score) and 1 or 0}
 end
 return {heard, unreadable}
 """
@@ -136,12 +150,16 @@ class Owner(IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """What was due in a queue: a ring of ours, or what some arq client put there."""
+    """What was due in a queue: a ring of ours, or what some arq client put there.
+
+    It `is_low` when its priority is below 0, as that of bulk jobs, or not known yet.
+    """
 
     queue: str
     arq_id: bytes
     content: bytes | None
     owner: Owner
+    is_low: bool = False
 
     @property
     def is_ring(self) -> bool:
@@ -168,8 +186,8 @@ class Ear:
         self._remove = redis.register_script(REMOVE)
         self._unreadable: set[str] = set()
 
-    async def claim(self, most: int) -> list[Message]:
-        """Take what is due, at most so much, from the queues in turn, in one call.
+    async def claim(self, most: int, most_low: int | None = None) -> list[Message]:
+        """Take what is due, at most so much, and so much of low priority, from the queues in turn.
 
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
@@ -188,12 +206,14 @@ class Ear:
                 job_key_prefix,
                 in_progress_key_prefix,
                 retry_key_prefix,
+                most if most_low is None else most_low,
+                LEAST_OF_NORMAL_MS,
             ],
         )
         self._tell({self._names[key]: reason.decode() for key, reason in unreadable})
         return [
-            Message(self._names[key], arq_id, content, Owner(owner))
-            for key, arq_id, content, owner in heard
+            Message(self._names[key], arq_id, content, Owner(owner), is_low=bool(is_low))
+            for key, arq_id, content, owner, is_low in heard
         ]
 
     def _tell(self, unreadable: Mapping[str, str]) -> None:

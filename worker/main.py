@@ -25,6 +25,7 @@ from jobs._bell import Bell, arq_id
 from jobs._discovery import Jobs, discover_jobs
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
+from worker.cancelling import Canceller
 from worker.delivery import Delivery
 from worker.ear import Ear, Message
 from worker.execution import Executor
@@ -130,6 +131,7 @@ class Process:
             self.jobs,
             self._is_known,
             redis_pool=self._redis,
+            bulk_slots=settings.bulk_slots or max(1, settings.max_jobs * 4 // 5),
             max_jobs=settings.max_jobs,
             on_startup=lambda _: self.start(),
             on_shutdown=lambda _: self.stop(),
@@ -222,12 +224,13 @@ class Process:
             executor.unclaimed,
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
-        producer = Producer(sessions, self.jobs, Bell(self._redis))
+        producer = Producer(sessions, self.jobs, Bell(self._redis), heeds_depth=False)
         scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
             asyncio.create_task(self._relay.run_forever(), name="relay"),
             asyncio.create_task(rescue.run_forever(), name="rescue"),
             asyncio.create_task(scheduler.run_forever(), name="schedule"),
+            asyncio.create_task(Canceller(sessions, executor).run_forever(), name="cancel"),
         ]
         assert self._shutdown is not None
         self._shutdown.spare(executor)

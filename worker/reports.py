@@ -31,7 +31,8 @@ class JobReport:
     `live_workers` serve its queue; `silent_s` is how long the worker that holds it has said
     nothing. `uncommitted_rows` and `uncommitted_bytes` are how far an atomic job says that it is,
     which proves nothing. `input_bytes` is the whole of its input, if that is known. `reached_end`
-    says that its receipts cover all of that input, as those of a job that succeeded do. `pause` is
+    says that its receipts cover all of that input, as those of a job that succeeded do; of one that
+    was cancelled before it began none is needed. `pause` is
     what it says that it waits for.
     """
 
@@ -130,6 +131,7 @@ _REPORT = sa.text(
                          THEN (job.payload -> 'source' ->> 'text_bytes')::bigint END)
                AS input_bytes,
            job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
+              OR job.state = 'cancelled' AND job.started_at IS NULL
               OR NOT (
                coalesce(opening.detail ? 'text_bytes', false)
                OR coalesce(jsonb_typeof(job.payload -> 'source') = 'object', false)

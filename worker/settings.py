@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         ("default",), description="The queues that a worker serves."
     )
     max_jobs: int = Field(10, ge=1, le=1000, description="How many jobs one worker runs at a time.")
+    bulk_slots: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="How many of them may be of a priority below 0, as bulk jobs are; "
+        "if not set, four of five.",
+    )
     beat_interval_s: Seconds = Field(
         5.0, ge=0.1, le=300, description="How often a worker says that it lives."
     )

@@ -33,6 +33,19 @@ class Verdict(StrEnum):
     NOT_REACHED = "not_reached"
 
 
+WITHOUT_EFFECT = frozenset(
+    {
+        Verdict.UNCHANGED,
+        Verdict.SKIPPED,
+        Verdict.MISSING,
+        Verdict.CONFLICT,
+        Verdict.KEPT,
+        Verdict.REJECTED,
+        Verdict.NOT_REACHED,
+    }
+)
+"""Verdicts on rows that have changed nothing: those may be judged once more."""
+
 verdict = sa.Table(
     "verdict",
     SQLModel.metadata,

@@ -26,9 +26,9 @@ _QUOTING: Final = (
 )
 
 
-def without_values(info: ExcInfo) -> str:
+def without_values(exc_info: ExcInfo) -> str:
     """What Python would print, but for the values of rows."""
-    return "" if info[1] is None else "".join(_lines(info[1])).rstrip("\n")
+    return "".join(_lines(exc_info[1])).rstrip("\n")
 
 
 def _lines(error: BaseException) -> Iterator[str]:

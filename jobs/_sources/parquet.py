@@ -42,14 +42,14 @@ class ParquetReader:
         self._file = self._thread.submit(_opened, stored).result()
         metadata = self._file.metadata
         self._group_rows = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
-        self.columns: Final = _checked_names(_names(self._file))
+        self.columns: Final = _checked_names(self._file.schema_arrow.names)
 
     def start(self) -> Position:
         """Where the first part begins."""
         return Position(1, 1, 0, 1)
 
     def text_bytes(self) -> int:
-        """The decoded size; raises InputError when something is damaged or a bomb: it decodes all."""
+        """The decoded size; raises InputError on damage and on a bomb, for it decodes all."""
         size = 0
         for batch, row_bytes in self._batches(0):
             size += batch.num_rows * row_bytes
@@ -118,31 +118,27 @@ def _opened(stored: Stored) -> "pq.ParquetFile":
 
     pa.set_memory_pool(pa.system_memory_pool())  # the others keep what they were given back
     try:
-        return pq.ParquetFile(
+        file = pq.ParquetFile(
             pa.PythonFile(_File(stored), mode="r"),
             buffer_size=_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
         )
+        _ = file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"The Parquet input cannot be opened ({_first_line(error)}); send the whole file again."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _names(file: "pq.ParquetFile") -> list[str]:
-    try:
-        names: list[str] = file.schema_arrow.names
     except UnicodeDecodeError:
         raise InputError(
             "The Parquet input has a column whose name is not UTF-8; rename it, or send the whole"
             " file again if it is damaged."
         ) from None
-    return names
+    return file
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _checked_names(names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,89 @@ NEVER = {"--follow", "--watch", "--interval-s"}
 """They wait for a worker, or for files."""
 
 HOSTILE = ('"; DROP TABLE team; --', "%s", ":x", "{", "{}", "", " ", "-", "--", "é", "\udc80", "\n")
-SENSIBLE = (
-    "hero team membership transfer Hero job insert_rows update_rows name age id team_id email "
-    "secret_name name=x age=5 age=x x=y a=b=c =x name= {name} name={age} club=team.name 1 2 0 -1 "
-    "2147483648 9223372036854775808 1e9 nan inf csv ndjson parquet utf-8 rot13 reject skip update "
-    "heroes.csv heroes.ndjson heroes.csv.gz empty.csv binary.parquet . .. /dev/null /etc missing "
-    "s3:// s3:///x file:///x file://h/x x://y default failed queued running 2030-01-01 03:00 "
-    "2030-01-01T00:00:00Z 9999-12-31T23:59:59+00:00 0001-01-01T00:00:00+14:00 01900000 "
-    "01900000-0000-7000-8000-000000000000 maintain_ledger ndjson \\t , ;; team=30 hero=x team=-1 "
-    "{\"table\":\"hero\",\"rows\":[]} {\"age\":{\"lt\":18}} {\"age\":\"x\"} [] null {"
-).split(" ")
+SENSIBLE = [
+    "hero",
+    "team",
+    "membership",
+    "transfer",
+    "Hero",
+    "job",
+    "insert_rows",
+    "update_rows",
+    "name",
+    "age",
+    "id",
+    "team_id",
+    "email",
+    "secret_name",
+    "name=x",
+    "age=5",
+    "age=x",
+    "x=y",
+    "a=b=c",
+    "=x",
+    "name=",
+    "{name}",
+    "name={age}",
+    "club=team.name",
+    "1",
+    "2",
+    "0",
+    "-1",
+    "2147483648",
+    "9223372036854775808",
+    "1e9",
+    "nan",
+    "inf",
+    "csv",
+    "ndjson",
+    "parquet",
+    "utf-8",
+    "rot13",
+    "reject",
+    "skip",
+    "update",
+    "heroes.csv",
+    "heroes.ndjson",
+    "heroes.csv.gz",
+    "empty.csv",
+    "binary.parquet",
+    ".",
+    "..",
+    "/dev/null",
+    "/etc",
+    "missing",
+    "s3://",
+    "s3:///x",
+    "file:///x",
+    "file://h/x",
+    "x://y",
+    "default",
+    "failed",
+    "queued",
+    "running",
+    "2030-01-01",
+    "03:00",
+    "2030-01-01T00:00:00Z",
+    "9999-12-31T23:59:59+00:00",
+    "0001-01-01T00:00:00+14:00",
+    "01900000",
+    "01900000-0000-7000-8000-000000000000",
+    "maintain_ledger",
+    "ndjson",
+    "\\t",
+    ",",
+    ";;",
+    "team=30",
+    "hero=x",
+    "team=-1",
+    '{"table":"hero","rows":[]}',
+    '{"age":{"lt":18}}',
+    '{"age":"x"}',
+    "[]",
+    "null",
+    "{",
+]
 OPTIONS = ("--json", "--help", "--nonsense", "-h", "-x", "--")
 
 
@@ -69,11 +143,18 @@ def _words(path: tuple[str, ...]) -> st.SearchStrategy[list[str]]:
         elif not NEVER & set(parameter.opts):
             name = parameter.opts[0]
             options.append(st.just([name]) if parameter.is_flag else _value(name))
-    given_ = st.lists(st.one_of(options), max_size=4).map(lambda many: sum(many, []))
-    known = st.tuples(*arguments).map(lambda many: sum(many, []))
+    given_ = st.lists(st.one_of(options), max_size=4).map(
+        lambda many: list(chain.from_iterable(many))
+    )
+    known: st.SearchStrategy[list[str]] = st.tuples(*arguments).map(
+        lambda many: list(chain.from_iterable(many))
+    )
     order = st.permutations([0, 1])
     return st.builds(
-        lambda known, given_, order: [*path, *sum(([known, given_][at] for at in order), [])],
+        lambda known, given_, order: [
+            *path,
+            *chain.from_iterable([known, given_][at] for at in order),
+        ],
         known,
         given_,
         order,
@@ -110,8 +191,8 @@ async def _stock(database_url: str) -> None:
             "INSERT INTO hero (name, team_id) VALUES ('Ann', 1), ('Bob', 2);"
             "INSERT INTO bulwark.job (id, kind, payload, max_attempts, timeout_s) VALUES"
             " ('01900000-0000-7000-8000-000000000000', 'insert_rows', '[1]', 1, 9),"
-            " ('01900000-0000-7000-8000-000000000001', 'é', '{\"source\": {\"text_bytes\": \"x\"}}',"
-            " 1, 9)"
+            " ('01900000-0000-7000-8000-000000000001', 'é',"
+            ' \'{"source": {"text_bytes": "x"}}\', 1, 9)'
         )
 
 

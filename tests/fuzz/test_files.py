@@ -1,4 +1,4 @@
-"""Files of every format, valid, changed, cut off or made up: rows with verdicts, or one sentence."""
+"""Files of every format, valid, changed, cut off or made up: rows with verdicts, or a sentence."""
 
 import csv
 import gzip
@@ -100,9 +100,7 @@ def _flipped(data: bytes, at: int, by: int) -> bytes:
 
 places = st.integers(0, 4_000)
 mutations: st.SearchStrategy[Callable[[bytes], bytes]] = st.one_of(
-    st.builds(
-        lambda at, by: lambda data: _flipped(data, at, by), places, st.integers(1, 255)
-    ),
+    st.builds(lambda at, by: lambda data: _flipped(data, at, by), places, st.integers(1, 255)),
     st.builds(lambda at, by: lambda data: _flipped(data, -at, by), places, st.integers(1, 255)),
     st.builds(lambda size: lambda data: data[: len(data) - size], places),
     st.builds(lambda at, size: lambda data: data[:at] + data[at + size :], places, places),
@@ -128,8 +126,26 @@ files = st.builds(
 changed_parquet = st.builds(_mutated, parquet_files(), st.lists(mutations, min_size=1, max_size=3))
 names = st.sampled_from(["x", "x.csv", "x.tsv", "x.ndjson", "x.parquet", "x.jsonl.zst", "x.csv.gz"])
 encodings = st.sampled_from(
-    ["utf-8", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "utf-7", "shift_jis", "hz"]
-    + ["iso2022_jp", "cp037", "utf-8-sig", "big5", "gb18030", "charmap", "rot13", "idna", "\0"]
+    [
+        "utf-8",
+        "utf-16",
+        "utf-16-le",
+        "utf-32",
+        "latin-1",
+        "cp1252",
+        "utf-7",
+        "shift_jis",
+        "hz",
+        "iso2022_jp",
+        "cp037",
+        "utf-8-sig",
+        "big5",
+        "gb18030",
+        "charmap",
+        "rot13",
+        "idna",
+        "\0",
+    ]
 )
 shapes = st.fixed_dictionaries(
     {},
@@ -158,9 +174,7 @@ def _read(data: bytes, name: str, declared: Shape, max_rows: int) -> int:
     return rows
 
 
-def _read_or_refuse(
-    data: bytes, name: str, declared: dict[str, Any], max_rows: int
-) -> int | str:
+def _read_or_refuse(data: bytes, name: str, declared: dict[str, Any], max_rows: int) -> int | str:
     try:
         return _read(data, name, Shape(**declared), max_rows)
     except (InputError, ValidationError) as error:

@@ -28,7 +28,7 @@ UUIDS = st.uuids().map(str)
 kinds = st.sampled_from(
     ["act_out", "insert_rows", "transfer_heroes", "nobody", "", "\\z", "é", "a\\u00e9", "\ud800"]
 ) | st.text(max_size=10)
-arguments = st.just([]) | st.lists(JSON, max_size=2) | JSON
+arguments: st.SearchStrategy[Any] = st.just([]) | st.lists(JSON, max_size=2) | JSON
 calls = st.fixed_dictionaries(
     {},
     optional={

@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.models.hero import Hero, HeroCreate
 from jobs._declaration import Outcome, Payload, job
 
-
 _CAST = sa.text("SELECT CAST(CAST(:secret AS text) AS integer)")
 
 

@@ -135,6 +135,8 @@ ODD_TEXTS = [
     '{"table": "hero", "rows": [{"name": "x", "age": ' + "9" * 5_000 + "}]}",
     '{"table": "hero", "rows": [{"name": "x", "age": 1e5000}]}',
     '{"table": "hero", "rows": [], "chunk_rows": 1e400}',
+    '{"source": {"text_bytes": "many"}}',
+    '{"source": {"text_bytes": 1e400}}',
     "[]",
     "null",
     '"text"',

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -111,6 +111,9 @@ async def _ask(session: AsyncSession, model: Model, given_: dict[str, Any]) -> i
 
 @fuzzed(300)
 @given(table=st.sampled_from(["hero", "team", "transfer"]), asked=conditions)
+@example(table="hero", asked={"email": {"like": "\0"}})
+@example(table="hero", asked={"secret_name": "\0"})
+@example(table="hero", asked={"name": {"like": "\ud800"}})
 async def test_any_filter_is_a_question_that_postgresql_answers_or_is_refused_in_a_sentence(
     table: str, asked: dict[str, Any], sessions: async_sessionmaker[AsyncSession], tried: Tried
 ) -> None:

@@ -18,6 +18,7 @@ from sqlmodel import SQLModel
 
 from db import columns  # noqa: F401 - sets the naming convention before the first constraint
 from db.errors import Cancelled, ClaimLost
+from db.ledger.stored_json import JsonAsText, UnreadableJson
 
 SCHEMA = "bulwark"
 CRASHES_BEFORE_SOLITUDE = 2
@@ -119,7 +120,7 @@ class Claim:
     claim_id: UUID
     worker_id: UUID
     kind: str
-    payload: dict[str, Any]
+    payload: dict[str, Any] | UnreadableJson
     attempt: int
     max_attempts: int
     timeout_s: int
@@ -242,12 +243,12 @@ _CLAIM = sa.text(
      WHERE job.id = :job_id
        AND (job.state = 'queued' AND job.run_at <= now() AND (job.crashes < :suspect OR :alone)
             OR job.state = 'running' AND job.claim_id = :claim_id)
-    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload,
+    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload::text AS payload,
               job.attempt, job.max_attempts, job.timeout_s, job.actor, job.correlation_id,
               job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s,
               {IS_CANCELLED} AS is_cancelled
     """
-).columns(payload=JSONB)
+).columns(payload=JsonAsText)
 
 
 async def claim(

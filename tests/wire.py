@@ -86,7 +86,10 @@ class Wire(Carrier):
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
         hushed = self._hushed
-        server, to_server = await asyncio.open_connection(*self._address)
+        try:
+            server, to_server = await asyncio.open_connection(*self._address)
+        except OSError:  # the client, whose connection ends now, finds the server away
+            return
         asked = asyncio.Event()
 
         async def ask() -> None:

@@ -93,9 +93,11 @@ class Crowd:
 
     def _insert(self, n: int) -> Payload:
         """Five rows in chunks of two, one of which is refused."""
-        rows = [{"name": "New", "external_id": f"I{n}-{i}", "age": i - 1} for i in range(5)]
+        rows: list[Any] = [
+            {"name": "New", "external_id": f"I{n}-{i}", "age": i - 1} for i in range(5)
+        ]
         self.after += [Hero(f"I{n}-{i}", i - 1, None, False, 1) for i in range(1, 5)]
-        return InsertRows(table="hero", rows=[*rows], chunk_rows=2)
+        return InsertRows(table="hero", rows=rows, chunk_rows=2)
 
     def _upsert(self, n: int) -> Payload:
         """Two rows that are there, and one that is new."""

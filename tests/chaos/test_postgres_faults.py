@@ -196,14 +196,16 @@ async def test_connections_that_break_at_commit_cost_nothing(
         since_s = time.monotonic()
         await site.recovers(since_s)
         proxy.hold(b"COMMIT;\x00")
-        await site.enqueue(6)
+        enqueueing = asyncio.create_task(site.enqueue(6))  # its COMMIT may be the one that is held
         await proxy.holds.wait()
         ended = await eye.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         proxy.release()
-        await site.recovers(time.monotonic())
+        since_s = time.monotonic()
+        await enqueueing
+        await site.recovers(since_s)
         assert worker.running
         times = len(proxy.cuts) + len(ended)
         await site.check(provoked, "PostgreSQL: connections broken at COMMIT", times)

@@ -39,7 +39,7 @@ JOB_MODULES = (*SAMPLE_JOBS, "tests.sample_jobs.come_back")
 INTERVAL_S = 2.0
 AT_A_TIME = 50
 DUPLICATES = 50
-CALM_AGAIN_S = 300.0
+CALM_AGAIN_S = 900.0
 
 
 @dataclass

@@ -7,8 +7,10 @@ BulwarkError
 ├── AlreadyCommitted
 ├── Race
 ├── ClaimLost
+├── Cancelled
 ├── NotAtHead
 ├── BadKey
+├── SealsBroken
 └── ModelError
     └── UnknownModel
 """
@@ -51,12 +53,20 @@ class ClaimLost(BulwarkError):
     """The job was taken back from this worker; nothing may be committed for it here."""
 
 
+class Cancelled(BulwarkError):
+    """Somebody has cancelled the job; it goes no further."""
+
+
 class NotAtHead(BulwarkError):
     """The database lacks migrations of this program; run `bulwark migrate`."""
 
 
 class BadKey(BulwarkError):
     """A key or a cursor does not fit the primary key of its model."""
+
+
+class SealsBroken(BulwarkError):
+    """The chain of seals cannot be continued; run `bulwark audit verify`."""
 
 
 class ModelError(BulwarkError):

@@ -27,6 +27,8 @@ from jobs._run import ChunkedRun
 from jobs._schedule import Schedule
 
 DEFAULT_QUEUE = "default"
+BULK_PRIORITY = -1
+"""Of chunked jobs that declare none: a worker keeps some slots for what is not below 0."""
 MAX_ATTEMPTS = 1000
 MAX_TIMEOUT_S = 7 * 24 * 3600
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -166,7 +168,7 @@ def _declare(
         run,
         chunked,
         claimed=len(hints) == 3,
-        defaults=Defaults(**options),
+        defaults=Defaults(**({"priority": BULK_PRIORITY} if chunked else {}) | options),
         schedules=_scheduled(name, schedules, hints[1]),
     )
 

@@ -10,6 +10,7 @@ JobError
 ├── DeclarationError
 ├── PayloadTooLarge
 ├── IdempotencyConflict
+├── QueueFull
 └── Unadoptable
 """
 
@@ -87,6 +88,10 @@ class PayloadTooLarge(JobError):
 
 class IdempotencyConflict(JobError):
     """The idempotency key was used before with another payload."""
+
+
+class QueueFull(JobError):
+    """As many jobs wait in the queue as may; none of these was accepted."""
 
 
 class Unadoptable(JobError):

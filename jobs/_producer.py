@@ -1,10 +1,10 @@
 """Enqueueing: the job row first, in PostgreSQL, and after its commit a ring in Redis."""
 
 import asyncio
-import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +18,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from uuid6 import uuid7
 
-from db.ledger import idempotency, job, ring
-from db.ledger.idempotency import Key
+from db.ledger import depth, job, ring
 from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS
 from db.transaction import look, transaction
@@ -27,7 +26,8 @@ from jobs._after_commit import after_commit
 from jobs._bell import Bell
 from jobs._declaration import Payload, complaint
 from jobs._discovery import Jobs
-from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge
+from jobs._errors import JobError, PayloadTooLarge, QueueFull
+from jobs._idempotency import digest_of, keep_keys
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 500
@@ -77,7 +77,10 @@ class Terms:
 
 
 class Producer:
-    """Accepts jobs. Without a bell the relay of a worker rings them within a second."""
+    """Accepts jobs. Without a bell the relay of a worker rings them within a second.
+
+    One that does not heed the depth limits of queues is for what the system itself enqueues.
+    """
 
     def __init__(
         self,
@@ -86,11 +89,13 @@ class Producer:
         bell: Bell | None = None,
         *,
         idempotency_retention: timedelta = timedelta(days=7),
+        heeds_depth: bool = True,
     ) -> None:
         self._sessions = sessions
         self._jobs = jobs
         self._bell = bell
         self._retention = idempotency_retention
+        self._heeds_depth = heeds_depth
 
     async def enqueue(
         self,
@@ -111,7 +116,7 @@ class Producer:
 
         With the caller's own `session` the row is part of the caller's transaction, and the ring
         goes out when, and only when, that commits. Otherwise the job is accepted on return.
-        Raises PayloadTooLarge, IdempotencyConflict, UnknownJob.
+        Raises PayloadTooLarge, IdempotencyConflict, UnknownJob, QueueFull.
         """
         terms = Terms(run_at, queue, priority, attempts, timeout_s, actor, correlation_id)
         keys = None if idempotency_key is None else [idempotency_key]
@@ -170,7 +175,7 @@ class Producer:
             "id": new_job_id(),
             "kind": declared.kind,
             "payload": _to_json(payload, declared.kind),
-            "digest": _digest(payload, declared.kind),
+            "digest": digest_of(payload, declared.kind),
             "queue": _given(terms.queue, defaults.queue),
             "priority": _given(terms.priority, defaults.priority),
             "max_attempts": _given(terms.attempts, defaults.max_attempts),
@@ -201,34 +206,18 @@ class Producer:
     ) -> list[Enqueued]:
         accepted = [Enqueued(row["id"], True) for row in rows]
         if keys is not None:
-            accepted = await self._keep_keys(session, rows, keys)
+            kept = await keep_keys(session, self._jobs, rows, keys, self._retention)
+            accepted = [
+                Enqueued(job_id, job_id == row["id"])
+                for row, job_id in zip(rows, kept, strict=True)
+            ]
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
+        if self._heeds_depth:
+            await _require_room(session, new)
         rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
         after_commit(session, lambda: self._ring(rings))
         return accepted
-
-    async def _keep_keys(
-        self, session: AsyncSession, rows: list[dict[str, Any]], keys: Sequence[str]
-    ) -> list[Enqueued]:
-        wanted: dict[str, Key] = {}
-        digests = [row["digest"] for row in rows]
-        for row, key, digest in zip(rows, keys, digests, strict=True):
-            if wanted.setdefault(key, Key(key, row["id"], digest)).digest != digest:
-                raise IdempotencyConflict(
-                    f"idempotency key {key!r} stands beside two different payloads; use a new key"
-                )
-        kept = await idempotency.keep_keys(session, list(wanted.values()), self._retention)
-        for key, digest in zip(keys, digests, strict=True):
-            if kept[key].digest != digest:
-                raise IdempotencyConflict(
-                    f"idempotency key {key!r} was used with another payload, by job "
-                    f"{kept[key].job_id}; use a new key"
-                )
-        return [
-            Enqueued(kept[key].job_id, kept[key].job_id == row["id"])
-            for row, key in zip(rows, keys, strict=True)
-        ]
 
     async def _ring(self, rings: Sequence[Ring]) -> None:
         if self._bell is None:
@@ -247,6 +236,15 @@ class Producer:
         with suppress(*DATABASE_ERRORS):
             async with asyncio.timeout(RING_TIMEOUT_S):
                 await look(self._sessions, lambda session: ring.ring_again(session, job_ids))
+
+
+async def _require_room(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
+    full = await depth.find_full(session, Counter(row["queue"] for row in rows))
+    if full is not None:
+        raise QueueFull(
+            f"the queue {full.queue} holds {full.queued:,} jobs and {full.most:,} may wait there; "
+            "enqueue later, when workers have caught up, or let more wait with `bulwark limit`"
+        )
 
 
 def _given(value: T | None, default: T) -> T:
@@ -298,10 +296,3 @@ def _changed_by_json(payload: Payload, text: str) -> list[str]:
     return [
         name for name in type(payload).model_fields if getattr(back, name) != getattr(payload, name)
     ]
-
-
-def _digest(payload: Payload, kind: str) -> bytes:
-    """What tells payloads apart; neither the order of names does, nor a default left as it is."""
-    text = payload.model_dump_json(exclude_defaults=True, by_alias=True, round_trip=True)
-    content = json.dumps(json.loads(text), sort_keys=True)
-    return hashlib.sha256(f"{kind}\n{content}".encode()).digest()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.ledger import audit, chunk, job, progress, verdict
+from db.ledger import audit, cancellation, chunk, job, progress, verdict
 from db.ledger.audit import Changes, Entry
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim, Limits
@@ -51,10 +51,7 @@ class ChunkedRun:
 
     async def report(self) -> dict[str, Any]:
         """What has become of the rows so far, for the outcome of the job."""
-        done = await self.read(lambda session: chunk.tally(session, self.claim.job_id))
-        along = await self.read(lambda session: chunk.changed_along(session, self.claim.job_id))
-        told = {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
-        return {**told, "along": along} if along else told
+        return await self.read(lambda session: chunk.report(session, self.claim.job_id))
 
     async def commit_chunk(
         self,
@@ -67,7 +64,7 @@ class ChunkedRun:
 
         The work may run several times, each time in a new transaction. A chunk that was committed
         before is not done again: its receipt is returned. With a turn it commits after the chunk
-        before, and the work has to ask it before it writes. Raises ClaimLost.
+        before, and the work has to ask it before it writes. Raises ClaimLost and Cancelled.
         """
         turn = turn or Turn()
 
@@ -94,7 +91,7 @@ class ChunkedRun:
 
         The effects may be asked for several times, each time in a new transaction; they take each
         chunk's receipt before they do its work. Returns no receipts where all were committed
-        before. Raises ClaimLost.
+        before. Raises ClaimLost, and Cancelled behind any chunk.
         """
 
         async def unit(session: AsyncSession) -> list[ChunkEffect]:
@@ -107,6 +104,7 @@ class ChunkedRun:
             async with aclosing(effects(session, take)) as all_effects:
                 async for effect in all_effects:
                     await self._record(session, effect)
+                    await cancellation.heed(session, self.claim)
                     done.append(effect)
             await progress.forget(session, self.claim)
             return done
@@ -128,13 +126,13 @@ class ChunkedRun:
         )
 
     async def tell_pause(self, reason: str) -> None:
-        """Let others see what the job waits for."""
-        await transaction(
-            self.sessions,
-            lambda session: progress.tell_pause(session, self.claim, reason),
-            name="job.pause",
-            receipted=True,
-        )
+        """Let others see what the job waits for. Raises Cancelled."""
+
+        async def tell(session: AsyncSession) -> None:
+            await cancellation.heed(session, self.claim)
+            await progress.tell_pause(session, self.claim, reason)
+
+        await transaction(self.sessions, tell, name="job.pause", receipted=True)
 
     async def forget_pause(self) -> None:
         """Take back that the job waits."""

@@ -1,6 +1,7 @@
 """Real servers for every test: a database of its own, an empty Valkey, and what looks at them."""
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
 from tests.workers import Start, WorkerProcess, environment, workers
 from worker.testing.databases import Database
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start: a shell has it ignored by what runs in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import arq.worker
@@ -12,12 +13,15 @@ from arq.worker import Function, func
 from redis.exceptions import RedisError
 
 from db.errors import BulwarkError
-from worker.ear import Ear, Message
+from worker.ear import Ear
+from worker.message import Message
 from worker.outage import Outage
 
 CLOSE_TIMEOUT_S = 6.0
 """For deliveries that do not end when they are cancelled; to give one back takes 5 s at most."""
 CLAIM_WAIT_S = 0.2
+LOOK_WAIT_S = 0.05
+"""How often it looks for other jobs while bulk jobs have all the slots that they may have."""
 NEEDED_OF_ARQ = ("main", "async_run", "close", "_poll_iteration")
 log = structlog.get_logger("bulwark.worker")
 
@@ -37,7 +41,8 @@ class ArqWorker(arq.worker.Worker):
     """Fills its free slots by one call to Redis, then waits to be woken.
 
     While Redis is away, running jobs go on. While it may not claim, messages are left to others.
-    `carry_out` is given each message in a task of its own.
+    `carry_out` is given each message in a task of its own. Jobs of a priority below 0 get no more
+    than `bulk_slots` of the slots, so that the others need not wait for their ends.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class ArqWorker(arq.worker.Worker):
         carry_out: Callable[[Message], Awaitable[None]],
         kinds: Iterable[str],
         may_claim: Callable[[], bool] = lambda: True,
+        bulk_slots: int | None = None,
         **options: Any,
     ) -> None:
         require_arq()
@@ -53,6 +59,8 @@ class ArqWorker(arq.worker.Worker):
         self._ear = ear
         self._carry_out = carry_out
         self._may_claim = may_claim
+        self._bulk_slots = self.max_jobs if bulk_slots is None else bulk_slots
+        self._low: set[asyncio.Task[None]] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._outage = Outage(log, "worker.redis_lost", "worker.redis_back")
@@ -69,22 +77,34 @@ class ArqWorker(arq.worker.Worker):
             return
         try:
             if await self._start_due(free) < free:
-                await self._ear.wait()
+                await self._wait()
         except (RedisError, OSError) as error:
             wait_s = self._outage.fail(str(error), remedy="running jobs go on")
             await asyncio.sleep(wait_s)  # nothing tells that Redis is back
 
     async def _start_due(self, most: int) -> int:
-        messages = await self._ear.claim(most)
+        messages = await self._ear.claim(most, self._bulk_slots - len(self._low))
         self._outage.end()
         for message in messages:
             task = asyncio.ensure_future(self._carry_out(message))
             self._running.add(task)
+            if message.is_low:
+                self._low.add(task)
             task.add_done_callback(self._ended)
         return len(messages)
 
+    async def _wait(self) -> None:
+        """Until a bell wakes us; it wakes for bulk jobs, too, which may just not be taken."""
+        if len(self._low) < self._bulk_slots:
+            await self._ear.wait()
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_WAIT_S):
+                await self._freed.wait()
+
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._low.discard(task)
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("delivery.failed", exc_info=error)

@@ -2,22 +2,29 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
-from db.ledger.job import PRIORITY_LIMIT
-from jobs._bell import PRIORITY_STEP_MS, WAKE_EXPIRES_MS, queue_key, wake_key
+from db.ledger.job import PRIORITY_LIMIT, Ring
+from jobs._bell import (
+    PRIORITY_STEP_MS,
+    WAKE_EXPIRES_MS,
+    queue_key,
+    wake_key,
+)
+from worker.message import Message, Owner
+from worker.overheard import Overheard
 
 LEASE_MS = 60_000
 """How long a message of somebody else's is ours alone, while it is made a job."""
 UUID_PATTERN = "%-".join("%x" * digits for digits in (8, 4, 4, 4, 12))
 OUR_ID = f"^{UUID_PATTERN}:%d+$"
 OUR_MESSAGE = '^\1{"t":null,"f":"[^"]*","a":%[%],"k":{},"et":(%d+)}$'
+LEAST_OF_NORMAL_MS = PRIORITY_LIMIT * PRIORITY_STEP_MS + PRIORITY_STEP_MS // 2
+"""Half a step less than a ring of priority 0 lies before its time: clocks of two may differ."""
 MOST_STEPS = 2 * PRIORITY_LIMIT + 1
 log = structlog.get_logger("bulwark.ear")
 
@@ -42,13 +49,18 @@ CLAIM = (
 local now, free, lease_ms, wake_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local our_id, our_message, step_ms, most_steps = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local message, in_progress, retry = ARGV[9], ARGV[10], ARGV[11]
+local free_for_low, least_of_normal = tonumber(ARGV[12]), tonumber(ARGV[13])
 local PAGE, MOST = 100, 10000
 local NOT_OURS, LIKE_OURS, OURS = 0, 1, 2
 local unreadable = {}
 
+local function is_low(score)
+  return now - score < least_of_normal
+end
+
 local function reader(queue)
   local page, at, offset, ended = {}, -1, 0, false
-  return function()
+  return function(low_too)
     while not ended do
       at = at + 2
       if at > #page then
@@ -57,6 +69,10 @@ local function reader(queue)
         if page.err then unreadable[#unreadable + 1] = {queue, page.err} end
         offset, at = offset + PAGE, 1
         ended = #page == 0 or offset > MOST
+      end
+      if not ended and not low_too and is_low(page[at + 1]) then
+        at = at - 2
+        return nil
       end
       if not ended and redis.call('EXISTS', in_progress .. page[at]) == 0 then
         return page[at], page[at + 1]
@@ -76,20 +92,23 @@ end
 
 local readers, due = {}, {}
 for q = 1, #KEYS / 2 do readers[q] = reader(KEYS[2 * q - 1]) end
-local before = -1
+local before, low = -1, 0
 while #due < free and #due > before do
   before = #due
   for q = 1, #readers do
     if #due < free then
-      local id, score = readers[q]()
-      if id then due[#due + 1] = {q, id, score} end
+      local id, score = readers[q](low < free_for_low)
+      if id then
+        due[#due + 1] = {q, id, score}
+        if is_low(score) then low = low + 1 end
+      end
     end
   end
 end
 
 for q = 1, #readers do
   local wake = KEYS[2 * q]
-  if not readers[q]() then
+  if not readers[q](true) then
     redis.call('DEL', wake)
   elseif redis.call('TYPE', wake).ok ~= 'list' then
     redis.call('DEL', wake)
@@ -108,7 +127,7 @@ for _, one in ipairs(due) do
     redis.call('ZREM', KEYS[2 * q - 1], id)
     redis.call('DEL', in_progress .. id, message .. id, retry .. id)
   end
-  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, owner}
+  heard[#heard + 1] = {KEYS[2 * q - 1], id, content, owner, is_low(score) and 1 or 0}
 end
 return {heard, unreadable}
 """
@@ -124,29 +143,6 @@ if (content_of(KEYS[2]) or nil) == ARGV[2] then
 end
 """
 )
-
-
-class Owner(IntEnum):
-    """Whose a message is; one that is like ours is told apart by whether there is such a job."""
-
-    SOMEBODY = 0
-    LIKE_OURS = 1
-    OURS = 2
-
-
-@dataclass(frozen=True)
-class Message:
-    """What was due in a queue: a ring of ours, or what some arq client put there."""
-
-    queue: str
-    arq_id: bytes
-    content: bytes | None
-    owner: Owner
-
-    @property
-    def is_ring(self) -> bool:
-        """Whether it is a ring beyond doubt; Redis has it no more then."""
-        return self.owner is Owner.OURS
 
 
 class Ear:
@@ -167,12 +163,25 @@ class Ear:
         self._claim = waiting.register_script(CLAIM)
         self._remove = redis.register_script(REMOVE)
         self._unreadable: set[str] = set()
+        self._overheard = Overheard()
 
-    async def claim(self, most: int) -> list[Message]:
-        """Take what is due, at most so much, from the queues in turn, in one call.
+    async def claim(self, most: int, most_low: int | None = None) -> list[Message]:
+        """Take what is due, at most so much, and so much of low priority, from the queues in turn.
 
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
+        most_low = most if most_low is None else most_low
+        own = self._overheard.pick(most, most_low)
+        low = sum(one.is_low for one in own)
+        due = await self._claim_due(most - len(own), most_low - low) if len(own) < most else []
+        self._overheard.take(own)
+        return [*own, *due]
+
+    async def overhear(self, rings: Sequence[Ring]) -> None:
+        """Let these be heard here, before what is due in Redis; return when all are."""
+        await self._overheard.add(rings)
+
+    async def _claim_due(self, most: int, most_low: int) -> list[Message]:
         self._turns.rotate()
         heard, unreadable = await self._claim(
             keys=[key for queue in self._turns for key in (queue_key(queue), wake_key(queue))],
@@ -188,12 +197,14 @@ class Ear:
                 job_key_prefix,
                 in_progress_key_prefix,
                 retry_key_prefix,
+                most_low,
+                LEAST_OF_NORMAL_MS,
             ],
         )
         self._tell({self._names[key]: reason.decode() for key, reason in unreadable})
         return [
-            Message(self._names[key], arq_id, content, Owner(owner))
-            for key, arq_id, content, owner in heard
+            Message(self._names[key], arq_id, content, Owner(owner), is_low=bool(is_low))
+            for key, arq_id, content, owner, is_low in heard
         ]
 
     def _tell(self, unreadable: Mapping[str, str]) -> None:

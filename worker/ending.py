@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
-from db.ledger import job
+from db.ledger import cancellation, chunk, job
 from db.ledger.claims import End
 from db.ledger.job import Claim, Reason, State
 from db.ledger.verdict import write_verdicts
@@ -93,6 +93,17 @@ def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = No
         reason=reason.value,
         error=text,
     )
+
+
+def cancelled(held: Claim, *, chunked: bool) -> Ending:
+    """The job goes no further; what it has committed stays, and is said."""
+
+    async def change(session: AsyncSession) -> None:
+        outcome = await chunk.report(session, held.job_id) if chunked else None
+        reason = await cancellation.read_reason(session, held.job_id)
+        await job.end(session, held, State.CANCELLED, error=_storable(reason), outcome=outcome)
+
+    return _ending(held, State.CANCELLED, change, "WARNING", "job.cancelled")
 
 
 def rejected(held: Claim, refusal: Rejected) -> Ending:

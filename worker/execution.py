@@ -3,14 +3,14 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.errors import AlreadyCommitted, ClaimLost, CommitUnknown
+from db.errors import AlreadyCommitted, Cancelled, ClaimLost, CommitUnknown
 from db.ledger import job
 from db.ledger.claims import claim_many
 from db.ledger.job import Claim, Reason, Ring, State
@@ -24,7 +24,7 @@ from jobs._housekeeping import Housekeeping
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
 from worker.batching import commit_together, tell_done
-from worker.ending import Ending, deferred, outlived, rejected, succeeded, tried
+from worker.ending import Ending, cancelled, deferred, outlived, rejected, succeeded, tried
 from worker.gathering import Batch, Gathering, Turn
 from worker.liveness import Liveness
 from worker.payload import payload_of
@@ -61,6 +61,8 @@ class Executor:
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)
     _gatherings: defaultdict[str, Gathering] = field(default_factory=lambda: defaultdict(Gathering))
     _turned_away: set[UUID] = field(default_factory=set)
+    _running: dict[UUID, asyncio.Task[Any]] = field(default_factory=dict)
+    _cancelled: set[UUID] = field(default_factory=set)
     _stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +74,17 @@ class Executor:
             self._stopping = True
             for task in self._deliveries:
                 task.cancel()
+
+    @property
+    def running(self) -> list[UUID]:
+        """The claims whose jobs are being run, each by itself."""
+        return list(self._running)
+
+    def cancel(self, claim_id: UUID) -> None:
+        """Stop the claim's job wherever it is, if it still runs; it ends as cancelled."""
+        if claim_id in self._running and claim_id not in self._cancelled:
+            self._cancelled.add(claim_id)
+            self._running[claim_id].cancel()
 
     async def idle(self) -> None:
         """Wait until no delivery is being carried out."""
@@ -239,9 +252,10 @@ class Executor:
         log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
         self.liveness.limit(held.claim_id, held.timeout_s)
         try:
-            ending = await self._work(held)
-            if ending is not None and ending.state == State.FAILED:
-                await self._close(held)
+            ending = await self._work_until_cancelled(held)
+            if ending is not None and ending.state in (State.FAILED, State.CANCELLED):
+                knowing = replace(held, is_cancelled=ending.state == State.CANCELLED)
+                await self._close(knowing)
         except asyncio.CancelledError:
             await self._settling.give_back(held)
             raise
@@ -269,6 +283,26 @@ class Executor:
                 raise
             log.warning("job.not_closed", claim=str(held.claim_id), reason=describe(error))
 
+    async def _work_until_cancelled(self, held: Claim) -> Ending | None:
+        """Do the job, unless it is cancelled, before it begins, on its way, or at once."""
+        chunked = held.kind in self.jobs and self.jobs[held.kind].chunked
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[held.claim_id] = task
+        try:
+            if held.is_cancelled:
+                raise Cancelled
+            return await self._work(held)
+        except Cancelled:
+            return cancelled(held, chunked=chunked)
+        except asyncio.CancelledError:
+            if held.claim_id not in self._cancelled or task.uncancel():
+                raise
+            return cancelled(held, chunked=chunked)
+        finally:
+            del self._running[held.claim_id]
+            self._cancelled.discard(held.claim_id)
+
     async def _work(self, held: Claim) -> Ending | None:
         """Do the job; None when its end is committed already, otherwise what has to be written."""
         limit = asyncio.timeout(held.timeout_s)
@@ -284,7 +318,7 @@ class Executor:
             return rejected(held, error)
         except TryLater as error:
             return deferred(held, self.jobs[held.kind].defaults.max_age, error)
-        except ClaimLost:
+        except (ClaimLost, Cancelled):
             raise
         except asyncio.CancelledError:
             if _is_told_to_stop():

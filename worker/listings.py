@@ -1,6 +1,7 @@
 """The lists that the reading commands print: for people as tables, for programs as JSON lines."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from rich.text import Text
 from sqlalchemy.dialects import postgresql
 
 from db.columns import is_sensitive
+from db.ledger.depth import Depth
 from db.ledger.verdict import RowVerdict
 from db.registry import Model
 from worker.display import grid, make_console, moment, number, say, state_text, to_json
@@ -88,6 +90,48 @@ def show_audit(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     ]
     names = ("at (UTC)", "job", "chunk", "actor", "action", "table", "rows", "keys")
     make_console().print(grid(names, rows, right=("chunk", "rows")))
+
+
+def show_failed(
+    found: Sequence[Mapping[str, Any]], counts: Sequence[Mapping[str, Any]], *, as_json: bool
+) -> None:
+    """The jobs; for people also how many there are in all."""
+    if as_json:
+        _lines(found)
+        return
+    if not found:
+        say("There are no such jobs.")
+        return
+    rows = [
+        (
+            short(one["job_id"]),
+            one["kind"],
+            moment(one["finished_at"]),
+            one["reason"],
+            number(one["attempt"]),
+            " ".join((one["error"] or "").split()),
+        )
+        for one in found
+    ]
+    names = ("job", "work", "failed (UTC)", "reason", "attempts", "error")
+    make_console().print(grid(names, rows, right=("attempts",)))
+    totals = (f"{number(one['jobs'])} {one['kind']} {one['reason']}" for one in counts)
+    say(f"In all: {', '.join(totals)}. Run one again: bulwark retry {short(found[0]['job_id'])}")
+
+
+def show_depths(found: Sequence[Depth], *, as_json: bool) -> None:
+    if as_json:
+        _lines(asdict(one) for one in found)
+        return
+    if not found:
+        say("No job waits, and no queue has a limit.")
+        return
+    rows = [
+        (one.queue, number(one.queued), "any number" if one.most is None else number(one.most))
+        for one in found
+    ]
+    names = ("queue", "jobs that wait", "may wait")
+    make_console().print(grid(names, rows, right=names[1:]))
 
 
 def show_parked(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """The beat: a thread that says that this process lives and which claims it holds.
 
 It is a thread of its own, with a connection of its own, so that a busy event loop does not look
-dead. It also ends the process when a job overruns its limit, since nothing else can.
+dead. It also says when the loop is blocked, and ends the process when a job overruns its limit,
+since nothing else can.
 """
 
 import asyncio
@@ -19,9 +20,12 @@ from db.engine import make_sessions
 from db.ledger import worker
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import look
+from worker.loop_watch import LoopWatch
 from worker.outage import Outage
 
 OVERRUN_GRACE_S = 30.0
+BLOCKED_AFTER_S = 1.0
+"""How long an event loop may give no sign, at least; a beat in any case."""
 EXIT_OVERRUN = 70
 EXIT_SILENT = 71
 log = structlog.get_logger("bulwark.liveness")
@@ -41,6 +45,7 @@ class Liveness:
         self._stopping = threading.Event()
         self._retiring = threading.Event()
         self._outage = Outage(log, "beat.missed", "beat.back", worker=str(worker_id))
+        self._watch: LoopWatch | None = None
         self._thread = threading.Thread(target=self._run, name="bulwark-beat", daemon=True)
 
     @property
@@ -54,7 +59,8 @@ class Liveness:
         return self._retiring.is_set()
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Begin to beat, and to watch the running event loop."""
+        self._watch = LoopWatch(max(BLOCKED_AFTER_S, self._interval_s))
         self._thread.start()
 
     def stop(self) -> None:
@@ -99,6 +105,8 @@ class Liveness:
         try:
             while not self._stopping.is_set():
                 self._end_overrun()
+                if self._watch is not None:
+                    self._watch.look()
                 wait_s = self._interval_s
                 try:
                     async with asyncio.timeout(self._interval_s):

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from db.ledger import idempotency, schedule, spool, take_back, worker
+from db.ledger import cancellation, idempotency, schedule, spool, take_back, worker
 from db.ledger.job import State
 from db.ledger.take_back import TakenBack
 from db.ledger.worker import LostWorker
@@ -93,6 +93,7 @@ class Rescue:
         await self._tidy("idempotency", lambda s: idempotency.drop_expired(s, TIDY_BATCH))
         await self._tidy("spool", lambda s: spool.drop_finished(s, TIDY_BATCH))
         await self._tidy("worker", lambda s: worker.drop_ended(s, TIDY_BATCH))
+        await self._tidy("cancellation", lambda s: cancellation.drop_obsolete(s, TIDY_BATCH))
         await self._tidy("slot", lambda s: schedule.drop_old(s, TIDY_BATCH))
 
     async def _look_forever(self) -> None:

@@ -193,6 +193,14 @@ async def changed_along(session: AsyncSession, job_id: UUID) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
+async def report(session: AsyncSession, job_id: UUID) -> dict[str, Any]:
+    """What has become of the rows so far, for the outcome of the job."""
+    done = await tally(session, job_id)
+    along = await changed_along(session, job_id)
+    told = {"rows": done.rows, "filtered": done.filtered, "verdicts": dict(done.counts)}
+    return {**told, "along": along} if along else told
+
+
 async def read_details(
     session: AsyncSession, job_id: UUID, key: str
 ) -> list[tuple[Mapping[str, int], Mapping[str, Any]]]:

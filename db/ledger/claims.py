@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
-from db.ledger.job import BRIEF, SET_LIMITS, Claim, Limits, Reason, Ring, State, job
+from db.ledger.job import BRIEF, IS_CANCELLED, SET_LIMITS, Claim, Limits, Reason, Ring, State, job
 
 LOOK_AHEAD = 10
 """How many queued jobs are looked at, at most, for each that may come along."""
@@ -34,8 +34,8 @@ class Taken:
 
 
 _uuids = ARRAY(sa.Uuid)
-_READY = """job.state = 'queued' AND job.kind = :kind AND job.run_at <= now()
-           AND job.attempt = 0 AND job.crashes = 0"""
+_READY = f"""job.state = 'queued' AND job.kind = :kind AND job.run_at <= now()
+           AND job.attempt = 0 AND job.crashes = 0 AND NOT {IS_CANCELLED}"""
 # Company is picked out of so many neighbours into an array of ids: joined to the table, they would
 # be found by reading all of it where the planner takes the kind for a rare one.
 _CLAIM_MANY = sa.text(

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
 from db import columns  # noqa: F401 - sets the naming convention before the first constraint
-from db.errors import ClaimLost
+from db.errors import Cancelled, ClaimLost
 
 SCHEMA = "bulwark"
 CRASHES_BEFORE_SOLITUDE = 2
@@ -47,6 +47,7 @@ class Reason(StrEnum):
     DEFERRED = "deferred"
     GIVEN_BACK = "given_back"
     RESCUED = "rescued"
+    RETRIED = "retried"
 
 
 ENDED = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
@@ -109,7 +110,10 @@ _progress = sa.table("progress", sa.column("job_id", sa.Uuid), schema=SCHEMA)
 
 @dataclass(frozen=True)
 class Claim:
-    """One worker's hold on one job, from the claim to its end; `age_s` is since the first start."""
+    """One worker's hold on one job, from the claim to its end; `age_s` is since the first start.
+
+    One that `is_cancelled` is there to be ended.
+    """
 
     job_id: UUID
     claim_id: UUID
@@ -123,6 +127,7 @@ class Claim:
     correlation_id: str | None
     crashes: int
     age_s: float
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,7 @@ SET_LIMITS = """
                set_config('idle_in_transaction_session_timeout', :idle_ms, true),
                set_config('lock_timeout', :lock_ms, true)
 """
+IS_CANCELLED = "EXISTS (SELECT FROM bulwark.cancellation AS c WHERE c.job_id = job.id)"
 _CLAIM = sa.text(
     f"""
     WITH limits AS MATERIALIZED (
@@ -238,7 +244,8 @@ _CLAIM = sa.text(
             OR job.state = 'running' AND job.claim_id = :claim_id)
     RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload,
               job.attempt, job.max_attempts, job.timeout_s, job.actor, job.correlation_id,
-              job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s
+              job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s,
+              {IS_CANCELLED} AS is_cancelled
     """
 ).columns(payload=JSONB)
 
@@ -287,7 +294,7 @@ _LIMIT = sa.text(SET_LIMITS)
 _FENCE = sa.text(
     f"""
     WITH limits AS MATERIALIZED ({SET_LIMITS})
-    SELECT job.id FROM limits, bulwark.job AS job
+    SELECT {IS_CANCELLED} FROM limits, bulwark.job AS job
      WHERE job.id = :job_id AND job.claim_id = :claim_id AND job.state = 'running'
        FOR SHARE OF job
     """
@@ -299,15 +306,19 @@ async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None
 
     Everything the transaction does commits only if the claim is still the current one. Without
     limits, a statement and a pause may take as long as the job itself.
-    Raises ClaimLost when the job was taken back; the caller's transaction must then roll back.
+    Raises ClaimLost when the job was taken back, and Cancelled, unless the claim knows it, when it
+    is to go no further; the caller's transaction must then roll back.
     """
     limits = limits or Limits(statement_s=held.timeout_s, idle_s=held.timeout_s)
     row = await session.execute(
         _FENCE,
         {"job_id": held.job_id, "claim_id": held.claim_id, **limits.parameters},
     )
-    if row.one_or_none() is None:
+    is_cancelled = row.scalar_one_or_none()
+    if is_cancelled is None:
         raise ClaimLost
+    if is_cancelled and not held.is_cancelled:
+        raise Cancelled
 
 
 async def limit(session: AsyncSession, limits: Limits) -> None:

@@ -33,6 +33,19 @@ class Verdict(StrEnum):
     NOT_REACHED = "not_reached"
 
 
+WITHOUT_EFFECT = frozenset(
+    {
+        Verdict.UNCHANGED,
+        Verdict.SKIPPED,
+        Verdict.MISSING,
+        Verdict.CONFLICT,
+        Verdict.KEPT,
+        Verdict.REJECTED,
+        Verdict.NOT_REACHED,
+    }
+)
+"""Verdicts on rows that have changed nothing: those may be judged once more."""
+
 verdict = sa.Table(
     "verdict",
     SQLModel.metadata,
@@ -82,11 +95,17 @@ async def write_verdicts(
 
 
 async def read_verdicts(
-    session: AsyncSession, job_id: UUID, *, after_row: int = 0, most: int = 1000
+    session: AsyncSession,
+    job_id: UUID,
+    *,
+    after_row: int = 0,
+    most: int = 1000,
+    with_raw: bool = True,
 ) -> list[RowVerdict]:
-    """A page of the per-row records in input order."""
+    """A page of the per-row records in input order; without their bytes these are None."""
+    columns = {**verdict.c, **({} if with_raw else {"raw": sa.null()})}
     rows = await session.execute(
-        sa.select(*(verdict.c[name] for name in _FIELDS))
+        sa.select(*(columns[name] for name in _FIELDS))
         .where(verdict.c.job_id == job_id, verdict.c.row_no > after_row)
         .order_by(verdict.c.row_no)
         .limit(most)

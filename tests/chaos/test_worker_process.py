@@ -146,6 +146,21 @@ async def test_a_job_that_blocks_the_event_loop_does_not_make_its_worker_look_de
     assert [await plant.end_of(one), await plant.end_of(other)] == [None, None]
 
 
+async def test_a_job_that_blocks_the_event_loop_is_told_with_the_place(
+    plant: Plant, stage: Stage
+) -> None:
+    worker = plant.worker()
+    await stage.becomes(await plant.accept(ActOut(then="block", seconds=3)), "succeeded")
+
+    async def told() -> list[dict[str, Any]]:
+        told = [line for line in worker.events() if "blocked" in line["event"]]
+        return told if told[-1:] and told[-1]["event"] == "worker.unblocked" else []
+
+    blocked, unblocked = await until(told, "the worker says that its loop is free again")
+    assert "time.sleep(payload.seconds)" in blocked["stack"]
+    assert unblocked["after_s"] >= blocked["for_s"] >= 1.0
+
+
 async def test_a_job_that_takes_longer_than_many_beats_stays_with_its_worker(
     plant: Plant, stage: Stage
 ) -> None:

@@ -843,7 +843,7 @@ def test_a_command_that_is_not_there_names_a_near_one(in_tmp_path: Path) -> None
     result = make_cli(None, None)("imprt")
 
     assert result.exit_code == 2
-    assert "Did you mean 'import'?" in sentence(result)
+    assert "Did you mean 'import'" in sentence(result)
 
 
 def options_on_the_page(title: str) -> list[str]:

@@ -248,6 +248,8 @@ LEGAL = {
     ("running", "succeeded"),
     ("running", "failed"),
     ("running", "cancelled"),
+    ("failed", "queued"),
+    ("cancelled", "queued"),
 }
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 ROADS = {

@@ -108,7 +108,13 @@ def test_a_job_is_named_after_its_function_and_takes_its_payload_class() -> None
 def test_options_that_are_given_take_the_place_of_the_defaults() -> None:
     given, default = rename_team.defaults, move_team.defaults
     assert (given.queue, given.timeout_s, given.max_age) == ("slow", 10, timedelta(hours=2))
-    assert (given.priority, given.max_attempts) == (default.priority, default.max_attempts)
+    assert given.max_attempts == default.max_attempts
+
+
+def test_a_chunked_job_comes_behind_others_unless_it_says_otherwise() -> None:
+    assert (rename_team.defaults.priority, move_team.defaults.priority) == (0, -1)
+    urgent: Job[MoveTeam] = chunked_job(priority=3)(move_team.run)
+    assert urgent.defaults.priority == 3
 
 
 @pytest.mark.parametrize(

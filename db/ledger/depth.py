@@ -1,0 +1,81 @@
+"""How many jobs may wait in a queue before producers are turned away."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import SQLModel
+
+from db.ledger.job import SCHEMA
+
+depth_limit = sa.Table(
+    "depth_limit",
+    SQLModel.metadata,
+    sa.Column("queue", sa.Text, primary_key=True),
+    sa.Column("most", sa.Integer, nullable=False),
+    sa.Column("actor", sa.Text),
+    sa.Column("at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.CheckConstraint("most >= 0", name="most"),
+    schema=SCHEMA,
+)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many jobs wait in a queue, and how many may; `most` is None where any number may."""
+
+    queue: str
+    queued: int
+    most: int | None
+
+
+async def set_limit(session: AsyncSession, queue: str, most: int | None, actor: str | None) -> None:
+    """Let at most so many jobs wait in the queue; None lets any number wait."""
+    if most is None:
+        await session.execute(sa.delete(depth_limit).where(depth_limit.c.queue == queue))
+        return
+    values = {"most": most, "actor": actor, "at": sa.func.now()}
+    told = insert(depth_limit).values(queue=queue, **values)
+    await session.execute(told.on_conflict_do_update(index_elements=["queue"], set_=values))
+
+
+_DEPTHS = sa.text(
+    """
+    SELECT coalesce(waiting.queue, allowed.queue) AS queue, coalesce(queued, 0) AS queued, most
+      FROM (SELECT queue, count(*) AS queued FROM bulwark.job WHERE state = 'queued' GROUP BY queue)
+           AS waiting
+      FULL JOIN bulwark.depth_limit AS allowed ON allowed.queue = waiting.queue
+     ORDER BY 1
+    """
+)
+
+
+async def read_depths(session: AsyncSession) -> list[Depth]:
+    """Every queue in which jobs wait, or that has a limit."""
+    return [Depth(**row) for row in (await session.execute(_DEPTHS)).mappings()]
+
+
+_LIMITED = sa.text(
+    """
+    SELECT allowed.queue, allowed.most,
+           (SELECT count(*) FROM (SELECT FROM bulwark.job
+                                   WHERE state = 'queued' AND queue = allowed.queue
+                                   LIMIT allowed.most + 1) AS waiting) AS queued
+      FROM bulwark.depth_limit AS allowed WHERE allowed.queue = ANY (:queues)
+    """
+).bindparams(sa.bindparam("queues", type_=ARRAY(sa.Text)))
+
+
+async def find_full(session: AsyncSession, more: Mapping[str, int]) -> Depth | None:
+    """A queue that would be too deep with so many more jobs, if there is one.
+
+    Producers that ask at the same time do not see each other's jobs: a limit is exceeded by what
+    they are just accepting.
+    """
+    limited = await session.execute(_LIMITED, {"queues": list(more)})
+    for row in limited.mappings():
+        if row["queued"] + more[row["queue"]] > row["most"]:
+            return Depth(**row)
+    return None

@@ -85,11 +85,13 @@ class Relay:
         self._woken.set()
 
     async def _rest(self, wait_s: float) -> None:
-        """Wait so long, or until woken; but for a moment in any case, however many wake it."""
-        await asyncio.sleep(LEAST_WAIT_S)  # the pause that many who enqueue have in common
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s - LEAST_WAIT_S):
-                await self._woken.wait()
+        """Wait so long, or until woken; for a moment even if it was woken since its last look."""
+        if self._woken.is_set():
+            await asyncio.sleep(LEAST_WAIT_S)  # the pause that many who enqueue have in common
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
         self._woken.clear()
 
     async def hand_over(self, by_s: float) -> None:

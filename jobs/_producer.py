@@ -213,9 +213,12 @@ class Producer:
             ]
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
-        if self._heeds_depth:
+        written = await job.insert_jobs(
+            session, new, run_at, rung=self._bell is not None, heeds_depth=self._heeds_depth
+        )
+        if new and not written:
             await _require_room(session, new)
-        rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
+        rings = [one for one in written if one.number > 0]
         after_commit(session, lambda: self._ring(rings))
         return accepted
 

@@ -10,6 +10,7 @@ BulwarkError
 ├── Cancelled
 ├── NotAtHead
 ├── BadKey
+├── SealsBroken
 └── ModelError
     └── UnknownModel
 """
@@ -62,6 +63,10 @@ class NotAtHead(BulwarkError):
 
 class BadKey(BulwarkError):
     """A key or a cursor does not fit the primary key of its model."""
+
+
+class SealsBroken(BulwarkError):
+    """The chain of seals cannot be continued; run `bulwark audit verify`."""
 
 
 class ModelError(BulwarkError):

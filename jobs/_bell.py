@@ -66,6 +66,11 @@ def kind_of(message: bytes | None) -> str | None:
     return None if message is None else deserialize(message)["f"]
 
 
+def ring_message(kind: str, now_ms: int) -> bytes:
+    """What a ring says."""
+    return serialize_job(kind, (), {}, None, now_ms, serializer=serialize)
+
+
 class Bell:
     """Rings jobs through one Redis connection pool."""
 
@@ -87,7 +92,7 @@ class Bell:
                 if ring.number > 1:
                     _silence(pipe, queue, arq_id(ring.job_id, ring.number - 1))
                 name = arq_id(ring.job_id, ring.number)
-                message = serialize_job(ring.kind, (), {}, None, now_ms, serializer=serialize)
+                message = ring_message(ring.kind, now_ms)
                 pipe.psetex(job_key_prefix + name, EXPIRES_MS, message)
                 pipe.zadd(queue, {name: score_ms(now_ms, ring.priority)})
             for queue in sorted({ring.queue for ring in rings}):
@@ -98,6 +103,16 @@ class Bell:
         """The arq ids of our rings that stand first in a queue."""
         names = await self._redis.zrange(queue_key(queue), 0, most - 1)
         return [name.decode() for name in names if _OURS.fullmatch(name)]
+
+    async def missing(self, rings: Sequence[Ring]) -> list[Ring]:
+        """Those of the rings that Redis has no more: they were heard, or lost."""
+        if not rings:
+            return []
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for ring in rings:
+                pipe.exists(job_key_prefix + arq_id(ring.job_id, ring.number))
+            there = await pipe.execute()
+        return [ring for ring, is_there in zip(rings, there, strict=True) if not is_there]
 
     async def silence(self, queue: str, names: Sequence[str]) -> None:
         """Take rings back; a job that is just being delivered is not disturbed by it."""

@@ -1,7 +1,6 @@
 """Enqueueing: the job row first, in PostgreSQL, and after its commit a ring in Redis."""
 
 import asyncio
-import hashlib
 import json
 import re
 from collections import Counter
@@ -18,15 +17,15 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from uuid6 import uuid7
 
-from db.ledger import depth, idempotency, job
-from db.ledger.idempotency import Key
+from db.ledger import depth, job
 from db.ledger.job import Ring
 from db.transaction import transaction
 from jobs._after_commit import after_commit
 from jobs._bell import Bell
 from jobs._declaration import Payload, complaint
 from jobs._discovery import Jobs
-from jobs._errors import IdempotencyConflict, JobError, PayloadTooLarge, QueueFull
+from jobs._errors import JobError, PayloadTooLarge, QueueFull
+from jobs._idempotency import digest_of, keep_keys
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 500
@@ -174,7 +173,7 @@ class Producer:
             "id": new_job_id(),
             "kind": declared.kind,
             "payload": _to_json(payload, declared.kind),
-            "digest": _digest(payload, declared.kind),
+            "digest": digest_of(payload, declared.kind),
             "queue": _given(terms.queue, defaults.queue),
             "priority": _given(terms.priority, defaults.priority),
             "max_attempts": _given(terms.attempts, defaults.max_attempts),
@@ -205,7 +204,11 @@ class Producer:
     ) -> list[Enqueued]:
         accepted = [Enqueued(row["id"], True) for row in rows]
         if keys is not None:
-            accepted = await self._keep_keys(session, rows, keys)
+            kept = await keep_keys(session, self._jobs, rows, keys, self._retention)
+            accepted = [
+                Enqueued(job_id, job_id == row["id"])
+                for row, job_id in zip(rows, kept, strict=True)
+            ]
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
         if self._heeds_depth:
@@ -213,28 +216,6 @@ class Producer:
         rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
         after_commit(session, lambda: self._ring(rings))
         return accepted
-
-    async def _keep_keys(
-        self, session: AsyncSession, rows: list[dict[str, Any]], keys: Sequence[str]
-    ) -> list[Enqueued]:
-        wanted: dict[str, Key] = {}
-        digests = [row["digest"] for row in rows]
-        for row, key, digest in zip(rows, keys, digests, strict=True):
-            if wanted.setdefault(key, Key(key, row["id"], digest)).digest != digest:
-                raise IdempotencyConflict(
-                    f"idempotency key {key!r} stands beside two different payloads; use a new key"
-                )
-        kept = await idempotency.keep_keys(session, list(wanted.values()), self._retention)
-        for key, digest in zip(keys, digests, strict=True):
-            if kept[key].digest != digest:
-                raise IdempotencyConflict(
-                    f"idempotency key {key!r} was used with another payload, by job "
-                    f"{kept[key].job_id}; use a new key"
-                )
-        return [
-            Enqueued(kept[key].job_id, kept[key].job_id == row["id"])
-            for row, key in zip(rows, keys, strict=True)
-        ]
 
     async def _ring(self, rings: Sequence[Ring]) -> None:
         if self._bell is None:
@@ -305,10 +286,3 @@ def _changed_by_json(payload: Payload, text: str) -> list[str]:
     return [
         name for name in type(payload).model_fields if getattr(back, name) != getattr(payload, name)
     ]
-
-
-def _digest(payload: Payload, kind: str) -> bytes:
-    """What tells payloads apart; neither the order of names does, nor a default left as it is."""
-    text = payload.model_dump_json(exclude_defaults=True, by_alias=True, round_trip=True)
-    content = json.dumps(json.loads(text), sort_keys=True)
-    return hashlib.sha256(f"{kind}\n{content}".encode()).digest()

@@ -70,7 +70,7 @@ async def enqueue_opened(
     async def accept(session: AsyncSession) -> Enqueued:
         """After a lost answer to COMMIT the job and its parts may be there already."""
         accepted = await producer.enqueue(payload, session=session, job_id=job_id, **terms)
-        if accepted.created and await spool.read_part(session, job_id, 0) is None:
+        if accepted.created and not await spool.is_spooled(session, job_id):
             await spool.write_parts(session, job_id, _parts(opened.text.stored, source))
         return accepted
 

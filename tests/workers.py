@@ -15,12 +15,17 @@ from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 _RUN = "from worker.main import run_worker; from worker.settings import load_settings; "
+NO_SEALING = '{"audit_sealing": {"enabled": false}}'
 T = TypeVar("T")
 
 
 def environment(database_url: str, redis_url: str, **settings: str) -> dict[str, str]:
-    """The environment of a process that works on these servers, without any other setting."""
-    return environment_of(database_url=database_url, redis_url=redis_url, **settings)
+    """The environment of a process that works on these servers, without any other setting.
+
+    The one schedule that is on by itself is off, lest it fires in the midst of some test.
+    """
+    given = {"schedules": NO_SEALING, **settings}
+    return environment_of(database_url=database_url, redis_url=redis_url, **given)
 
 
 def environment_of(**settings: str) -> dict[str, str]:

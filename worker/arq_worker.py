@@ -13,7 +13,8 @@ from arq.worker import Function, func
 from redis.exceptions import RedisError
 
 from db.errors import BulwarkError
-from worker.ear import Ear, Message
+from worker.ear import Ear
+from worker.message import Message
 from worker.outage import Outage
 
 CLOSE_TIMEOUT_S = 6.0

@@ -11,8 +11,8 @@ from db.engine import PoolProfile, create_engine, make_sessions
 from jobs._bell import Bell
 from jobs._discovery import discover_jobs
 from jobs._producer import Producer
-from worker.main import require_head
 from worker.redis_pool import make_redis
+from worker.registration import require_head
 from worker.settings import Settings
 
 CONNECT_TIMEOUT_S = 10.0

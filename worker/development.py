@@ -33,7 +33,8 @@ def run_development(settings: Settings, say: Say) -> int | None:
             upgrade(servers.database_url)
             exports = _exports(servers)
             _introduce(_own(exports, settings), say)
-            return stack.enter_context(_worker(folder, settings, exports)).wait()
+            listening = _listening(servers, settings)
+            return stack.enter_context(_worker(folder, settings, exports | listening)).wait()
         except KeyboardInterrupt:
             say("Stopping.")
             return None
@@ -67,6 +68,12 @@ def _own(exports: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """Those of the servers that were started here, because the settings name none."""
     given = {variable(name) for name in Servers._fields if getattr(settings, name) is not None}
     return {name: value for name, value in exports.items() if name not in given}
+
+
+def _listening(servers: Servers, settings: Settings) -> dict[str, str]:
+    """Have the worker hear of what SQL enqueues in the database that was started here."""
+    own = settings.database_url is None and settings.listen_url is None
+    return {variable("listen_url"): servers.database_url} if own else {}
 
 
 def _worker(

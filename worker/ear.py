@@ -2,16 +2,21 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
-from db.ledger.job import PRIORITY_LIMIT
-from jobs._bell import PRIORITY_STEP_MS, WAKE_EXPIRES_MS, queue_key, wake_key
+from db.ledger.job import PRIORITY_LIMIT, Ring
+from jobs._bell import (
+    PRIORITY_STEP_MS,
+    WAKE_EXPIRES_MS,
+    queue_key,
+    wake_key,
+)
+from worker.message import Message, Owner
+from worker.overheard import Overheard
 
 LEASE_MS = 60_000
 """How long a message of somebody else's is ours alone, while it is made a job."""
@@ -140,33 +145,6 @@ end
 )
 
 
-class Owner(IntEnum):
-    """Whose a message is; one that is like ours is told apart by whether there is such a job."""
-
-    SOMEBODY = 0
-    LIKE_OURS = 1
-    OURS = 2
-
-
-@dataclass(frozen=True)
-class Message:
-    """What was due in a queue: a ring of ours, or what some arq client put there.
-
-    It `is_low` when its priority is below 0, as that of bulk jobs, or not known yet.
-    """
-
-    queue: str
-    arq_id: bytes
-    content: bytes | None
-    owner: Owner
-    is_low: bool = False
-
-    @property
-    def is_ring(self) -> bool:
-        """Whether it is a ring beyond doubt; Redis has it no more then."""
-        return self.owner is Owner.OURS
-
-
 class Ear:
     """Hears several queues through `waiting`, a client of its own that may block for long.
 
@@ -185,12 +163,25 @@ class Ear:
         self._claim = waiting.register_script(CLAIM)
         self._remove = redis.register_script(REMOVE)
         self._unreadable: set[str] = set()
+        self._overheard = Overheard()
 
     async def claim(self, most: int, most_low: int | None = None) -> list[Message]:
         """Take what is due, at most so much, and so much of low priority, from the queues in turn.
 
         Rings are gone from Redis then: should they not be heard to the end, the relay rings again.
         """
+        most_low = most if most_low is None else most_low
+        own = self._overheard.pick(most, most_low)
+        low = sum(one.is_low for one in own)
+        due = await self._claim_due(most - len(own), most_low - low) if len(own) < most else []
+        self._overheard.take(own)
+        return [*own, *due]
+
+    async def overhear(self, rings: Sequence[Ring]) -> None:
+        """Let these be heard here, before what is due in Redis; return when all are."""
+        await self._overheard.add(rings)
+
+    async def _claim_due(self, most: int, most_low: int) -> list[Message]:
         self._turns.rotate()
         heard, unreadable = await self._claim(
             keys=[key for queue in self._turns for key in (queue_key(queue), wake_key(queue))],
@@ -206,7 +197,7 @@ class Ear:
                 job_key_prefix,
                 in_progress_key_prefix,
                 retry_key_prefix,
-                most if most_low is None else most_low,
+                most_low,
                 LEAST_OF_NORMAL_MS,
             ],
         )

@@ -16,6 +16,7 @@ from worker.embedded import EmbeddedServerError
 from worker.redis_pool import EvictingRedis
 from worker.settings import SettingsError
 
+_NO_RIGHT = "42501"
 _REFUSED_LOGIN = ("28", "3D")  # invalid authorization; no such database
 
 
@@ -27,6 +28,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     UNREACHABLE = 3
     NOT_READY = 4
+    NOT_WHOLE = 5
     INTERRUPTED = 130
 
 
@@ -66,6 +68,9 @@ def explain(error: Exception) -> Failure | None:
         return Failure(ExitCode.UNREACHABLE, unreachable_redis(error))
     if isinstance(error, DATABASE_ERRORS) and _is_server_away(error):
         return Failure(ExitCode.UNREACHABLE, unreachable_postgres(error))
+    if isinstance(error, DATABASE_ERRORS) and sqlstate(error) == _NO_RIGHT:
+        sentence = f"{unreachable_postgres(error)}; docs/permissions.md says what each role may do"
+        return Failure(ExitCode.BAD_INPUT, sentence)
     for kinds, code in _CODES:
         if isinstance(error, kinds):
             return Failure(code, _one_line(error))

@@ -1,8 +1,6 @@
 """Where a worker is put together: `bulwark worker`, or `arq worker.main.WorkerSettings`."""
 
 import asyncio
-import os
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,29 +8,31 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from db import migrations
 from db.engine import PoolProfile, create_engine, make_sessions
-from db.errors import NotAtHead
 from db.ledger import worker
 from db.ledger.job import Ring
 from db.registry import discover_models
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import transaction
 from jobs._bell import Bell, arq_id
 from jobs._discovery import Jobs, discover_jobs
 from jobs._producer import Producer
 from worker.arq_worker import ArqWorker, functions_named
 from worker.cancelling import Canceller
 from worker.delivery import Delivery
-from worker.ear import Ear, Message
+from worker.ear import Ear
 from worker.execution import Executor
+from worker.gleaner import Gleaner
 from worker.interpreter import tune_interpreter
+from worker.listening import Listener
 from worker.liveness import Liveness
 from worker.logs import configure_logs
+from worker.message import Message
 from worker.redis_pool import Doorkeeper, make_redis, require_lasting
+from worker.registration import deregister, register, require_head
 from worker.relay import Relay
 from worker.rescue import Rescue
 from worker.schedule import Scheduler, plan_schedules
@@ -158,6 +158,13 @@ class Process:
             pgbouncer=self.settings.pgbouncer,
         )
 
+    def _make_listener(self, url: SecretStr, relay: Relay) -> Listener:
+        name = worker.APPLICATION_NAME.format(worker_id=self.worker_id)
+        engine = create_engine(
+            url.get_secret_value(), profile=PoolProfile.LIGHT, application_name=name
+        )
+        return Listener(engine, relay.wake)
+
     async def start(self) -> None:
         """Check the servers, make the worker's row, and start what runs beside the jobs."""
         tune_interpreter()
@@ -167,7 +174,7 @@ class Process:
         self._lines = Lines(self._engine)
         await require_head(self._engine)
         sessions = make_sessions(self._engine)
-        await self._register(sessions)
+        await register(sessions, self.worker_id, self.settings.queues, self.jobs)
         self._liveness = Liveness(
             self.worker_id,
             lambda: self.make_engine(PoolProfile.LIGHT),
@@ -204,16 +211,6 @@ class Process:
     def _take_no_more(self) -> None:
         self.arq_worker.allow_pick_jobs = False
 
-    async def _register(self, sessions: async_sessionmaker[AsyncSession]) -> None:
-        await transaction(
-            sessions,
-            lambda session: worker.register(
-                session, self.worker_id, socket.gethostname(), os.getpid(), self.settings.queues
-            ),
-            name="worker.register",
-            receipted=True,
-        )
-
     def _look_after(self, sessions: async_sessionmaker[AsyncSession], executor: Executor) -> None:
         settings = self.settings
         self._relay = Relay(
@@ -225,13 +222,18 @@ class Process:
         )
         rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
         producer = Producer(sessions, self.jobs, Bell(self._redis), heeds_depth=False)
+        gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, [*self.jobs])
         scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
             asyncio.create_task(self._relay.run_forever(), name="relay"),
             asyncio.create_task(rescue.run_forever(), name="rescue"),
             asyncio.create_task(scheduler.run_forever(), name="schedule"),
+            asyncio.create_task(gleaner.run_forever(), name="glean"),
             asyncio.create_task(Canceller(sessions, executor).run_forever(), name="cancel"),
         ]
+        if settings.listen_url is not None:
+            listener = self._make_listener(settings.listen_url, self._relay)
+            self._tasks.append(asyncio.create_task(listener.run_forever(), name="listen"))
         assert self._shutdown is not None
         self._shutdown.spare(executor)
         for task in self._tasks:
@@ -274,28 +276,7 @@ class Process:
         try:
             async with asyncio.timeout_at(self._sign_off_by_s):
                 await ended_beside(liveness.stop)
-                await self._deregister()
+                assert self._engine is not None
+                await deregister(make_sessions(self._engine), self.worker_id)
         except (TimeoutError, *DATABASE_ERRORS) as error:
             log.warning("worker.not_deregistered", reason=describe(error))
-
-    async def _deregister(self) -> None:
-        assert self._engine is not None
-        await transaction(
-            make_sessions(self._engine),
-            lambda session: worker.deregister(session, self.worker_id),
-            name="worker.deregister",
-            receipted=True,
-        )
-
-
-async def require_head(engine: AsyncEngine) -> None:
-    """Raise NotAtHead unless the database has all migrations of this program; it may have more."""
-    async with engine.connect() as connection:
-        found = await connection.run_sync(migrations.read_revisions)
-    if not found.suffices:
-        raise NotAtHead(
-            f"the database is at migration {found.current or 'none'}, the program at "
-            f"{found.head}; run `bulwark migrate`"
-        )
-    if found.is_newer:
-        log.info("schema.newer", revision=found.current, head=found.head)

@@ -50,6 +50,7 @@ class Relay:
         self._interval_s = interval_s
         self._unclaimed = unclaimed
         self._owes_all = False
+        self._woken = asyncio.Event()
         self._unrung: list[Ring] = []
         self._swept_s = time.monotonic()
         self._redis_outage = Outage(log, "relay.failed", "relay.back", server="redis")
@@ -66,12 +67,26 @@ class Relay:
                 await self._sweep_now_and_then()
             except RedisError as error:
                 wait_s = self._redis_outage.fail(str(error))
+                await asyncio.sleep(wait_s)  # nothing tells that Redis is back
             except DATABASE_ERRORS as error:
                 wait_s = self._postgres_outage.fail(describe(error))
+                await asyncio.sleep(wait_s)  # nothing tells that PostgreSQL is back
             else:
                 self._redis_outage.end()
                 self._postgres_outage.end()
-            await asyncio.sleep(wait_s)  # a time that comes gives no sign, nor does a lost ring
+                await self._rest(wait_s)
+
+    def wake(self) -> None:
+        """Have it look soon, since a job may be due that no producer rings."""
+        self._woken.set()
+
+    async def _rest(self, wait_s: float) -> None:
+        """Wait so long, or until woken; but for a moment in any case, however many wake it."""
+        await asyncio.sleep(LEAST_WAIT_S)  # the pause that many who enqueue have in common
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s - LEAST_WAIT_S):
+                await self._woken.wait()
+        self._woken.clear()
 
     async def hand_over(self, by_s: float) -> None:
         """Leave to the other relays, or to one that comes later, what this one has not rung.

@@ -123,19 +123,17 @@ _REPORT = sa.text(
     SELECT job.id, job.kind, job.queue, job.priority, job.state, job.reason, job.error,
            job.outcome, job.attempt, job.max_attempts, job.timeout_s, job.crashes,
            job.worker_id, job.actor, job.correlation_id, job.created_at, job.run_at,
-           job.started_at, job.finished_at, job.payload ->> 'table' AS table_name,
-           coalesce(job.payload -> 'source' ->> 'name', job.payload -> 'source' ->> 'path')
-               AS source,
+           job.started_at, job.finished_at, input ->> 'table' AS table_name,
+           input ->> 'name' AS source,
            coalesce((opening.detail ->> 'text_bytes')::bigint,
-                    CASE WHEN job.payload -> 'source' ->> 'text_bytes' ~ '^[0-9]{1,18}$'
-                         THEN (job.payload -> 'source' ->> 'text_bytes')::bigint END)
+                    CASE WHEN input ->> 'text_bytes' ~ '^[0-9]{1,18}$'
+                         THEN (input ->> 'text_bytes')::bigint END)
                AS input_bytes,
            job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
               OR job.state = 'cancelled' AND job.started_at IS NULL
               OR NOT (
                coalesce(opening.detail ? 'text_bytes', false)
-               OR coalesce(jsonb_typeof(job.payload -> 'source') = 'object', false)
-               OR coalesce(jsonb_typeof(job.payload -> 'rows') = 'array', false)
+               OR (input ->> 'is_given')::boolean
            ) OR coalesce(
                latest.end_byte >= (opening.detail ->> 'text_bytes')::bigint
                OR (latest.counts ? 'not_reached' AND latest.counts - 'not_reached' = '{}'), false
@@ -150,6 +148,7 @@ _REPORT = sa.text(
            ahead.note AS pause,
            now() AS read_at
       FROM bulwark.job AS job
+     CROSS JOIN LATERAL bulwark.input_of(job.id) AS input
       LEFT JOIN bulwark.progress AS ahead
              ON ahead.job_id = job.id AND ahead.claim_id = job.claim_id AND job.state = 'running'
       LEFT JOIN bulwark.worker AS holder ON holder.id = job.worker_id
@@ -204,12 +203,14 @@ async def find_job(session: AsyncSession, text: str) -> UUID:
 _LIST = sa.text(
     """
     SELECT job.id AS job_id, job.kind, job.queue, job.state, job.reason, job.error, job.attempt,
-           job.payload ->> 'table' AS table_name, job.created_at, job.run_at, job.started_at,
-           job.finished_at,
+           bulwark.input_of(job.id) ->> 'table' AS table_name, job.created_at, job.run_at,
+           job.started_at, job.finished_at,
            extract(epoch FROM coalesce(job.finished_at, now()) - job.started_at)::float8 AS run_s,
            coalesce(done.rows_read, said.rows_read, 0) AS rows_read,
            coalesce(done.rejected, said.rejected, 0) AS rejected
-      FROM (SELECT * FROM bulwark.job
+      FROM (SELECT id, kind, queue, state, reason, error, attempt, created_at, run_at, started_at,
+                   finished_at, outcome
+              FROM bulwark.job
              WHERE (CAST(:state AS text) IS NULL OR state = :state)
                AND (CAST(:queue AS text) IS NULL OR queue = :queue)
              ORDER BY id DESC LIMIT :most) AS job
@@ -237,14 +238,19 @@ async def list_jobs(
 
 
 async def each_verdict(
-    sessions: Sessions, job_id: UUID, most: int | None = None
+    sessions: Sessions, job_id: UUID, most: int | None = None, *, with_raw: bool = True
 ) -> AsyncGenerator[RowVerdict, None]:
-    """The rows that need a look, in input order, read a page at a time."""
+    """The rows that need a look, in input order, read a page at a time.
+
+    Their bytes are read only if asked for, since not every role may.
+    """
     after_row = 0
     while most is None or most > 0:
         wanted = PAGE_ROWS if most is None else min(PAGE_ROWS, most)
         async with sessions() as session:
-            page = await read_verdicts(session, job_id, after_row=after_row, most=wanted)
+            page = await read_verdicts(
+                session, job_id, after_row=after_row, most=wanted, with_raw=with_raw
+            )
         for one in page:
             yield one
         if len(page) < wanted:

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from db.ledger.rotation import ROTATED
 from jobs._sources.object_store import SCHEMES
+
+LEAST_KEY_CHARS = 32
 
 
 def _items(value: object) -> object:
@@ -97,6 +99,16 @@ def _import_place(value: object) -> object:
     return value
 
 
+def _seal_keys(secret: SecretStr) -> SecretStr:
+    """Keys that nobody guesses who has what they have signed. Errors never repeat them."""
+    keys = secret.get_secret_value().split()
+    if any(len(key) < LEAST_KEY_CHARS for key in keys):
+        raise ValueError(
+            f"a key has fewer than {LEAST_KEY_CHARS} signs; make one with `openssl rand -hex 32`"
+        )
+    return secret
+
+
 ModuleName = Annotated[str, AfterValidator(_module_name)]
 QueueName = Annotated[str, AfterValidator(_queue_name)]
 Place = Annotated[Path | str, BeforeValidator(_import_place)]
@@ -108,5 +120,6 @@ Days = Annotated[
 
 LedgerDays = Annotated[Days, AfterValidator(_ledger_tables)]
 Objects = Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_objects)]
+SealKeys = Annotated[SecretStr, AfterValidator(_seal_keys)]
 Lowered = BeforeValidator(_lowered)
 Distinct = AfterValidator(_distinct)

@@ -34,6 +34,7 @@ from worker.setting_values import (
     Objects,
     Place,
     QueueName,
+    SealKeys,
     Seconds,
 )
 
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     )
     redis_url: RedisUrl | None = Field(
         None, description="Redis or Valkey, which carries the signals."
+    )
+    listen_url: PostgresUrl | None = Field(
+        None, description="PostgreSQL itself, to hear at once of what SQL enqueues."
     )
     pool_profile: Annotated[PoolProfile, Lowered] = Field(
         PoolProfile.MEDIUM, description="How many connections to PostgreSQL one process may hold."
@@ -152,6 +156,9 @@ class Settings(BaseSettings):
     ledger_retention_days: LedgerDays = Field(
         {}, description="How long the ledger keeps its own rows, by table; others for good."
     )
+    seal_key: SealKeys | None = Field(
+        None, description="What signs the seals of the audit; 32 signs or more, best random ones."
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Lowered] = Field(
         "info", description="The least important events that are logged."
     )
@@ -175,7 +182,17 @@ class Settings(BaseSettings):
     @property
     def housekeeping(self) -> Housekeeping:
         """What jobs are to know of it: how long things are kept, and where archives may be."""
-        return Housekeeping(self.retention_days, self.ledger_retention_days, self.archive_folders)
+        return Housekeeping(
+            self.retention_days,
+            self.ledger_retention_days,
+            self.archive_folders,
+            self.seal_keys,
+        )
+
+    @property
+    def seal_keys(self) -> tuple[str, ...]:
+        """The keys of the seals, not to be shown: the one that signs, and those of before."""
+        return () if self.seal_key is None else tuple(self.seal_key.get_secret_value().split())
 
     def require_database(self) -> str:
         """The address of PostgreSQL, for what needs no Redis. Raises SettingsError."""

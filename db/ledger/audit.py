@@ -1,6 +1,6 @@
 """The audit: who changed what, through which job and claim, in the transaction of the change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,8 @@ from sqlalchemy.types import UserDefinedType
 from sqlmodel import SQLModel
 
 from db.ledger.job import SCHEMA, Claim
+
+PAGE_ROWS = 1_000
 
 
 class Xid8(UserDefinedType[str]):
@@ -43,6 +45,7 @@ audit = sa.Table(
     sa.Column("before", JSONB),
     sa.Column("before_sensitive", JSONB),
     sa.Column("version", sa.BigInteger),
+    sa.Index("ix_audit_xid", "xid"),
     schema=SCHEMA,
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -237,3 +240,18 @@ async def read_entries(
     else:
         query = query.order_by(audit.c.job_id.desc(), audit.c.chunk_no.desc())
     return [dict(row) for row in (await session.execute(query)).mappings()]
+
+
+async def each_entry(
+    session: AsyncSession, job_id: UUID | None = None
+) -> AsyncIterator[Mapping[str, Any]]:
+    """Every entry, or every one of a job, in order; sensitive before-values stay inside.
+
+    They are read by a cursor, a few at a time, as they were when the first was read.
+    """
+    query = sa.select(*_PUBLIC).order_by(audit.c.job_id, audit.c.chunk_no, audit.c.entry_no)
+    if job_id is not None:
+        query = query.where(audit.c.job_id == job_id)
+    rows = await session.stream(query.execution_options(yield_per=PAGE_ROWS))
+    async for row in rows.mappings():
+        yield dict(row)

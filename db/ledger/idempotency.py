@@ -1,8 +1,9 @@
 """Idempotency keys: the same key and payload lead to the first job, as long as the key is kept."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
-from db.ledger.job import SCHEMA
+from db.ledger.job import SCHEMA, job
 
 idempotency = sa.Table(
     "idempotency",
@@ -66,6 +67,18 @@ async def keep_keys(
     await session.execute(_KEEP, {**columns, "retention": retention})
     rows = await session.execute(_KEPT, {"key": columns["key"]})
     return {row.key: Key(*row) for row in rows}
+
+
+async def jobs_behind(
+    session: AsyncSession, keys: Collection[str]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Kind and payload of the job that each key leads to, where the job is still kept."""
+    rows = await session.execute(
+        sa.select(idempotency.c.key, job.c.kind, job.c.payload)
+        .join_from(idempotency, job, job.c.id == idempotency.c.job_id)
+        .where(idempotency.c.key.in_(keys))
+    )
+    return {key: (kind, payload) for key, kind, payload in rows}
 
 
 async def drop_expired(session: AsyncSession, most: int) -> int:

@@ -1,13 +1,15 @@
 """Which queued jobs are to be rung, when, and with what number."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.ledger.job import ENDED, RING_AGAIN, Ring, State, job
+from db.ledger.job import CRASHES_BEFORE_SOLITUDE, ENDED, RING_AGAIN, Ring, State, job
 
 RING_SLOWEST = timedelta(minutes=5)
 
@@ -64,6 +66,52 @@ async def ring_again(session: AsyncSession, job_ids: Collection[UUID] | None) ->
         .returning(job.c.id)
     )
     return len(changed.all())
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A queued job's last ring; one that `is_rung` waits for nothing but to be heard."""
+
+    ring: Ring
+    is_rung: bool
+
+
+_QUEUED_PAGE = sa.text(
+    """
+    SELECT id, ring, kind, queue, priority,
+           ring > 0 AND run_at <= now() AND next_ring_at > now() AND crashes < :suspect
+      FROM bulwark.job
+     WHERE state = 'queued' AND id > :after
+     ORDER BY id LIMIT :most
+    """
+)
+
+
+async def queued_page(session: AsyncSession, after: UUID, most: int) -> list[Queued]:
+    """The queued jobs that follow a job id, in the order of their ids."""
+    rows = await session.execute(
+        _QUEUED_PAGE, {"after": after, "most": most, "suspect": CRASHES_BEFORE_SOLITUDE}
+    )
+    return [Queued(Ring(*ring), is_rung) for *ring, is_rung in rows]
+
+
+_STRANGE = sa.text(
+    """
+    SELECT mine.kind FROM unnest(:kinds) AS mine (kind)
+     WHERE EXISTS (SELECT FROM bulwark.worker
+                    WHERE ended_at IS NULL AND queues && :queues
+                      AND NOT coalesce(mine.kind = ANY (kinds), false))
+    """
+).bindparams(
+    sa.bindparam("kinds", type_=ARRAY(sa.Text)), sa.bindparam("queues", type_=ARRAY(sa.Text))
+)
+
+
+async def kinds_strange_to_others(
+    session: AsyncSession, kinds: Sequence[str], queues: Sequence[str]
+) -> list[str]:
+    """Those of the kinds that some live worker on one of the queues has not said to know."""
+    return list(await session.scalars(_STRANGE, {"kinds": kinds, "queues": queues}))
 
 
 async def ended_among(session: AsyncSession, job_ids: Collection[UUID]) -> set[UUID]:

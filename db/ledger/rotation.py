@@ -3,15 +3,30 @@
 from typing import Literal
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import SQLModel
 
 from db.catalog import read_facts
 from db.due_rows import ROW, DueRows, due_rows, read_cutoffs
-from db.ledger.job import ENDED, job
+from db.ledger.audit import Xid8
+from db.ledger.job import ENDED, SCHEMA, job
 
 Rotated = Literal["chunk", "verdict", "audit", "spool"]
 ROTATED: tuple[Rotated, ...] = ("chunk", "verdict", "audit", "spool")
 """The tables that are partitioned by the month of the job."""
+
+rotation = sa.Table(
+    "rotation",
+    SQLModel.metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("month", sa.Date, nullable=False),
+    sa.Column("at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.func.now()),
+    sa.Column("role", sa.Text, nullable=False, server_default=sa.text("SESSION_USER")),
+    sa.Column("xid", Xid8, nullable=False, server_default=sa.text("pg_current_xact_id()")),
+    schema=SCHEMA,
+)
+"""Months whose rows in the audit were dropped; written by the functions that drop them alone."""
 
 _BEFORE = "now() - make_interval(days => :days)"
 _DROP_PARTITIONS = sa.text(f"SELECT bulwark.drop_partitions(:parent, {_BEFORE})")

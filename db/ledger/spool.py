@@ -37,6 +37,12 @@ async def read_part(session: AsyncSession, job_id: UUID, part_no: int) -> bytes 
     )
 
 
+async def is_spooled(session: AsyncSession, job_id: UUID) -> bool:
+    """Whether the job's first part is there; to know it takes no right to read what it holds."""
+    found = sa.select(spool.c.part_no).where(spool.c.job_id == job_id, spool.c.part_no == 0)
+    return await session.scalar(found) is not None
+
+
 async def drop_finished(session: AsyncSession, most: int) -> int:
     """Delete parts of jobs that succeeded, a batch at a time. Returns how many went."""
     done = (

@@ -95,11 +95,17 @@ async def write_verdicts(
 
 
 async def read_verdicts(
-    session: AsyncSession, job_id: UUID, *, after_row: int = 0, most: int = 1000
+    session: AsyncSession,
+    job_id: UUID,
+    *,
+    after_row: int = 0,
+    most: int = 1000,
+    with_raw: bool = True,
 ) -> list[RowVerdict]:
-    """A page of the per-row records in input order."""
+    """A page of the per-row records in input order; without their bytes these are None."""
+    columns = {**verdict.c, **({} if with_raw else {"raw": sa.null()})}
     rows = await session.execute(
-        sa.select(*(verdict.c[name] for name in _FIELDS))
+        sa.select(*(columns[name] for name in _FIELDS))
         .where(verdict.c.job_id == job_id, verdict.c.row_no > after_row)
         .order_by(verdict.c.row_no)
         .limit(most)

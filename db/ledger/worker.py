@@ -36,6 +36,7 @@ worker = sa.Table(
     sa.Column("previous_claims", ARRAY(sa.Uuid), nullable=False, server_default="{}"),
     sa.Column("ended_at", _instant),
     sa.Column("end_reason", sa.Text),
+    sa.Column("kinds", ARRAY(sa.Text)),
     sa.Index("ix_worker_seen_at", "seen_at", postgresql_where=sa.text("ended_at IS NULL")),
     schema=SCHEMA,
 )
@@ -52,12 +53,27 @@ class LostWorker:
 
 
 async def register(
-    session: AsyncSession, worker_id: UUID, host: str, pid: int, queues: Sequence[str]
+    session: AsyncSession,
+    worker_id: UUID,
+    host: str,
+    pid: int,
+    queues: Sequence[str],
+    kinds: Collection[str] | None = None,
 ) -> None:
-    """Make a worker's row, new at every start; repeating it changes nothing."""
+    """Make a worker's row, new at every start; repeating it changes nothing.
+
+    Of one that does not say which kinds of jobs it knows, as before that column was there, others
+    expect that it may know none.
+    """
     await session.execute(
         insert(worker)
-        .values(id=worker_id, host=host, pid=pid, queues=list(queues))
+        .values(
+            id=worker_id,
+            host=host,
+            pid=pid,
+            queues=list(queues),
+            kinds=None if kinds is None else sorted(kinds),
+        )
         .on_conflict_do_nothing()
     )
 

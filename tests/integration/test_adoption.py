@@ -20,7 +20,7 @@ from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import Stage
 from worker.delivery import Delivery
-from worker.ear import Message
+from worker.message import Message
 
 Sessions = async_sessionmaker[AsyncSession]
 QUEUE = queue_key("default")

@@ -17,7 +17,8 @@ from tests.own_servers import OwnRedis
 from tests.workers import until
 from worker import outage
 from worker.arq_worker import ArqWorker
-from worker.ear import LEASE_MS, Ear, Message
+from worker.ear import LEASE_MS, Ear
+from worker.message import Message
 from worker.redis_pool import make_redis
 
 

@@ -74,7 +74,10 @@ async def test_months_past_their_retention_are_dropped_and_told_in_the_audit(
     assert ("drop", "bulwark.audit", {"keys": [[names["audit"]]]}) in lines
 
 
-@pytest.mark.parametrize(("state", "kept"), [("queued", MONTHLY), ("failed", ("chunk", "spool"))])
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [("queued", MONTHLY), ("failed", ("chunk", "spool")), ("cancelled", ("chunk", "spool"))],
+)
 async def test_a_month_of_a_job_that_may_still_run_is_kept(
     bench: Bench, connection: asyncpg.Connection, state: str, kept: tuple[str, ...]
 ) -> None:

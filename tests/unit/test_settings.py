@@ -242,10 +242,28 @@ def test_a_password_beside_a_url_without_a_user_is_an_error(
     assert PASSWORD not in told
 
 
+def test_the_password_of_the_database_stands_beside_the_url_to_listen_at_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_PASSWORD", AWKWARD)
+    monkeypatch.setenv("BULWARK_LISTEN_URL", "postgresql://ann@direct.example/shop")
+
+    secret = load_settings().listen_url
+
+    assert secret is not None
+    url = make_url(secret.get_secret_value())
+    assert (url.host, url.password, url.drivername) == (
+        "direct.example",
+        AWKWARD,
+        "postgresql+asyncpg",
+    )
+
+
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BULWARK_DATABASE_URL", DATABASE_URL)
     monkeypatch.setenv("BULWARK_REDIS_URL", "redis://redis.example")
     monkeypatch.setenv("BULWARK_REDIS_PASSWORD", PASSWORD)
+    monkeypatch.setenv("BULWARK_LISTEN_URL", DATABASE_URL)
 
     settings = load_settings()
 

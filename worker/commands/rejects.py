@@ -49,11 +49,11 @@ async def _show_rejects(settings: Settings, text: str, limit: int | None, *, as_
     async with open_ledger(settings) as sessions:
         job_id = await _find(sessions, text)
         if as_json:
-            async for one in each_verdict(sessions, job_id, limit):
+            async for one in each_verdict(sessions, job_id, limit, with_raw=False):
                 typer.echo(to_json(rejected_rows.as_json(job_id, one)))
         else:
             most = limit or listings.REJECTS_SHOWN
-            found = [one async for one in each_verdict(sessions, job_id, most + 1)]
+            found = [one async for one in each_verdict(sessions, job_id, most + 1, with_raw=False)]
             listings.show_rejects(job_id, found, most)
 
 

@@ -1,0 +1,85 @@
+"""Taking up jobs whose rings were heard in vain, by workers that do not know their kind."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from db.ledger import ring
+from db.retry import DATABASE_ERRORS, describe
+from db.transaction import look
+from jobs._bell import Bell
+from worker.ear import Ear
+from worker.outage import Outage
+
+PAGE = 1000
+GLEAN_INTERVAL_S = 2.0
+_FIRST = UUID(int=0)
+log = structlog.get_logger("bulwark.gleaner")
+
+
+class Gleaner:
+    """One worker's: it hands queued jobs that Redis has no ring of to the worker's own ear.
+
+    At the start all kinds that the worker knows are gone through, since nobody may have known them
+    before; afterwards those that a live worker on the same queues does not know, or, being of an
+    older program, does not say that it knows. To ring them again would be to ring for the others,
+    too. A job that somebody is just claiming is handed over in vain, which does no harm.
+    """
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[AsyncSession],
+        redis: Redis,
+        ear: Ear,
+        queues: Sequence[str],
+        kinds: Collection[str],
+    ) -> None:
+        self._sessions = sessions
+        self._bell = Bell(redis)
+        self._ear = ear
+        self._queues = list(queues)
+        self._kinds = list(kinds)
+        self._has_begun = False
+        self._outage = Outage(log, "glean.failed", "glean.back")
+
+    async def run_forever(self) -> None:
+        """Glean until cancelled; while PostgreSQL or Redis is away, say so and try again."""
+        while True:
+            try:
+                await self.glean()
+            except (RedisError, *DATABASE_ERRORS) as error:
+                self._outage.fail(describe(error))
+            else:
+                self._outage.end()
+            await asyncio.sleep(GLEAN_INTERVAL_S)  # a ring that is heard in vain gives no sign
+
+    async def glean(self) -> None:
+        """Go through the queue once, if there is anything to look for."""
+        kinds = self._kinds
+        if self._has_begun:
+            kinds = await look(
+                self._sessions, lambda s: ring.kinds_strange_to_others(s, kinds, self._queues)
+            )
+        after: UUID | None = _FIRST if kinds else None
+        while after is not None:
+            after = await self._glean_page(kinds, after)
+        self._has_begun = True
+
+    async def _glean_page(self, kinds: Collection[str], after: UUID) -> UUID | None:
+        """Returns the last job of the page, None when no other follows."""
+        page = await look(self._sessions, lambda s: ring.queued_page(s, after, PAGE))
+        rung = [
+            one.ring
+            for one in page
+            if one.is_rung and one.ring.kind in kinds and one.ring.queue in self._queues
+        ]
+        unheard = await self._bell.missing(rung)
+        if unheard:
+            log.info("glean.found", jobs=len(unheard))
+            await self._ear.overhear(unheard)
+        return page[-1].ring.job_id if len(page) == PAGE else None

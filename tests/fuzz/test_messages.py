@@ -18,7 +18,7 @@ from tests.fuzzing import JSON, Tried, fuzzed
 from tests.inprocess import Bench
 from tests.stage import Stage
 from worker.delivery import Delivery
-from worker.ear import Message
+from worker.message import Message
 
 QUEUE = queue_key("default")
 NOW_MS = 1_700_000_000_000

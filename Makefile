@@ -6,11 +6,12 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 UV := .venv/lock/bin/uv
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+TIMES := 20
 CODE := bulwark_pytest.py db jobs worker tests alembic
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos test-containers smoke bench check format lock clean
+.PHONY: help demo test chaos fuzz test-containers smoke bench check format lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +27,11 @@ chaos: $(STAMP) ## Provoke every fault and print what it has cost; CHAOS_SEED=..
 
 test-containers: $(STAMP) ## Run the tests that need servers on containers.
 	@BULWARK_TEST_SERVERS=containers $(PYTEST) $(OPTIONS) tests/acceptance tests/chaos tests/integration
+
+fuzz: $(STAMP) ## Try TIMES=20 times as many made-up inputs as make test does, from a random SEED that is printed.
+	@seed=$${SEED:-$$($(BIN)/python -c 'import secrets; print(secrets.randbits(32))')}; \
+	echo "seed: make fuzz SEED=$$seed TIMES=$(TIMES)"; \
+	FUZZ_TIMES=$(TIMES) $(PYTEST) --hypothesis-seed=$$seed tests/fuzz
 
 smoke: $(STAMP) ## Build the image, run the compose stack, and let its containers crash.
 	@$(BIN)/python -m pytest tests/compose

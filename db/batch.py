@@ -48,10 +48,14 @@ _WRITTEN_AS_READ: Final[Mapping[type, frozenset[str]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Layout:
-    """The types of the columns that rows have, as PostgreSQL names them, and what to sort by."""
+    """The types of the columns that rows have, as PostgreSQL names them, and what to sort by.
+
+    `sensitive` are the positions of columns whose values no message may quote.
+    """
 
     types: Sequence[str]
     order_by: Callable[[Record], Any] | None = None
+    sensitive: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

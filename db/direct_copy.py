@@ -47,7 +47,8 @@ async def draw_keys(
     key = integer_key(facts)
     if key is None or key.name in columns or not count:
         return None
-    drawn = sa.text(f"SELECT array_agg({key.default}) FROM generate_series(1, :count)")
+    default = str(key.default).replace(":", r"\:")  # its sequence may have any name
+    drawn = sa.text(f"SELECT array_agg({default}) FROM generate_series(1, :count)")
     keys: list[int] = await session.scalar(drawn, {"count": count})
     return keys
 

@@ -5,6 +5,7 @@
 {"age": {"ge": 18, "lt": 21}}   operators: eq ne lt le gt ge in not_in like
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from jobs._nearest import did_you_mean
 from jobs._preparation import not_storable
 from jobs._problems import problems_of, said
 
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 Condition = sa.ColumnElement[bool]
 MOST_VALUES = 10_000
 """PostgreSQL takes a few more in one statement; so many are better named by their keys."""
@@ -80,6 +82,7 @@ def _reader(name: str, model: Model) -> Callable[[Any], Any]:
             secret = name in model.sensitive_columns
             why = "is not valid" if secret else said(problems_of(error)[0])
             raise InputError(f"--filter {name}: {why}") from None
+        _require_storable(name, found)
         if stored is not None and found is not None:
             try:
                 stored(found)
@@ -104,7 +107,17 @@ def _operation(
         raise InputError(f"--filter {column.name}: like compares a column of text with a text")
     if value is None and word not in ("eq", "ne"):
         raise InputError(f"--filter {column.name}: null is neither more nor less than anything")
+    if word == "like":
+        _require_storable(column.name, value)
     return _OPERATORS[word](column, value if word == "like" else read(value))
+
+
+def _require_storable(name: str, value: Any) -> None:
+    """Raise InputError on a text that PostgreSQL cannot hold, and so cannot compare with either."""
+    if isinstance(value, str) and _NOT_STORABLE.search(value):
+        raise InputError(
+            f"--filter {name}: the text holds a NUL or is no valid Unicode, as no row does; mend it"
+        )
 
 
 def _is_text(column: sa.Column[Any]) -> bool:

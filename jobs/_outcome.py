@@ -26,7 +26,8 @@ class Outcome:
     @property
     def refused(self) -> dict[int, Refusal]:
         from_table = {
-            self.prepared.positions[index]: why for index, why in self.written.refused.items()
+            self.prepared.positions[index]: self.prepared.masked(index, why)
+            for index, why in self.written.refused.items()
         }
         return self.prepared.refused | from_table
 

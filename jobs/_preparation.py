@@ -59,6 +59,14 @@ class Prepared:
     given: dict[int, frozenset[str]] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)
 
+    def masked(self, index: int, why: Refusal) -> Refusal:
+        """What PostgreSQL said of a record without its sensitive values, which a trigger quotes."""
+        message = why.message
+        for at in self.layout.sensitive:
+            if secret := self.records[index][at]:
+                message = message.replace(str(secret), MASK)
+        return why if message == why.message else replace(why, message=message)
+
     @cached_property
     def batch(self) -> Batch:
         """The records as they are sent; made when it is first asked for."""
@@ -91,7 +99,8 @@ class Preparer:
         self.columns = self._bulk.columns if self._bulk else tuple(model.create.model_fields)
         types = {column.name: column.type for column in facts.columns}
         written = [types.get(name, "") for name in self.columns]
-        self._layout = Layout(written, key_order(facts, self.columns))
+        secrets = [at for at, name in enumerate(self.columns) if name in model.sensitive_columns]
+        self._layout = Layout(written, key_order(facts, self.columns), secrets)
         self._optional = facts.defaulted & set(self.columns)
         self._validate = model.create.__pydantic_validator__.validate_python
         self._pick = _picker(self.columns)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -17,9 +18,10 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from uuid6 import uuid7
 
-from db.ledger import depth, job
+from db.ledger import depth, job, ring
 from db.ledger.job import Ring
-from db.transaction import transaction
+from db.retry import DATABASE_ERRORS
+from db.transaction import look, transaction
 from jobs._after_commit import after_commit
 from jobs._bell import Bell
 from jobs._declaration import Payload, complaint
@@ -211,9 +213,12 @@ class Producer:
             ]
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
-        if self._heeds_depth:
+        written = await job.insert_jobs(
+            session, new, run_at, rung=self._bell is not None, heeds_depth=self._heeds_depth
+        )
+        if new and not written:
             await _require_room(session, new)
-        rings = await job.insert_jobs(session, new, run_at, rung=self._bell is not None)
+        rings = [one for one in written if one.number > 0]
         after_commit(session, lambda: self._ring(rings))
         return accepted
 
@@ -226,6 +231,14 @@ class Producer:
         except (RedisError, OSError) as error:
             reason = str(error) or f"no answer within {RING_TIMEOUT_S} s"
             log.warning("ring.failed", jobs=len(rings), reason=reason, remedy="the relay rings")
+            await self._leave_to_relay(rings)
+
+    async def _leave_to_relay(self, rings: Sequence[Ring]) -> None:
+        """Have the relay ring at once; should PostgreSQL not take that, it rings a little later."""
+        job_ids = {one.job_id for one in rings}
+        with suppress(*DATABASE_ERRORS):
+            async with asyncio.timeout(RING_TIMEOUT_S):
+                await look(self._sessions, lambda session: ring.ring_again(session, job_ids))
 
 
 async def _require_room(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from db.engine import make_sessions
 from jobs import discover_jobs
 from tests import unusual_models
 from tests.arq_side import plain_client
+from tests.fuzzing import summary
 from tests.inprocess import Bench
 from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
@@ -31,6 +32,13 @@ def pytest_configure() -> None:
     """Let Ctrl-C reach what tests start: a shell has it ignored by what runs in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many inputs were tried, also where several processes have tried them."""
+    reports = [one for found in terminalreporter.stats.values() for one in found]
+    if (line := summary(reports)) is not None:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
 from functools import partial
@@ -10,12 +10,11 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from tests.wire import Carrier, listening
+from tests.wire import Carrier, Connect, Wire, listening
 from worker.embedded import free_port
 
 COMMIT = b"COMMIT;\x00"  # the end of asyncpg's simple query message
 _BLOCK_BYTES = 65536
-Connect = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
 
 
 class Cut(Enum):
@@ -37,6 +36,10 @@ class Proxy(Carrier):
         self._released = asyncio.Event()
         self.cuts: list[Cut] = []
         self.holds = asyncio.Event()
+
+    def lead_to(self, database_url: str) -> None:
+        """Have new connections go to another server."""
+        self._connect = _way_to(make_url(database_url))
 
     def arm(self, *cuts: Cut, at: bytes = COMMIT) -> None:
         """Cut at the next messages with these bytes in them, one after the other."""
@@ -123,6 +126,15 @@ async def proxied(database_url: str) -> AsyncIterator[tuple[Proxy, str]]:
         yield proxy, _through(url, port)
 
 
+@asynccontextmanager
+async def hushable(database_url: str) -> AsyncIterator[tuple[Wire, str]]:
+    """A wire that can go dead, and the URL that leads through it to the same database."""
+    url = make_url(database_url)
+    wire = Wire(_way_to(url))
+    async with listening(wire) as port:
+        yield wire, _through(url, port)
+
+
 class Road:
     """Another way to the same database, which can be closed; it is closed at first."""
 
@@ -137,6 +149,10 @@ class Road:
     async def close(self) -> None:
         """Let nobody connect, and cut off everybody."""
         await self._proxy.close()
+
+    def lead_to(self, database_url: str) -> None:
+        """Have new connections go to another server, which has the same database."""
+        self._proxy.lead_to(database_url)
 
 
 def _way_to(url: URL) -> Connect:

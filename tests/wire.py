@@ -1,15 +1,16 @@
-"""TCP wires; the one to Redis counts round trips, and can go dead unnoticed by either end."""
+"""TCP wires, which count round trips, and can go dead unnoticed by either end."""
 
 import asyncio
 import socket
 from abc import ABC, abstractmethod
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from urllib.parse import urlsplit
 
 _BLOCK_BYTES = 65536
+Connect = Callable[[], Awaitable[tuple[StreamReader, StreamWriter]]]
 
 
 class Carrier(ABC):
@@ -70,9 +71,9 @@ async def listening(carrier: Carrier) -> AsyncIterator[int]:
 class Wire(Carrier):
     """Carries connections to a server; those open at a `hush` never carry anything again."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, connect: Connect) -> None:
         super().__init__()
-        self._address = (host, port)
+        self._connect = connect
         self._hushed = asyncio.Event()
         self.round_trips = 0
 
@@ -86,7 +87,10 @@ class Wire(Carrier):
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
         hushed = self._hushed
-        server, to_server = await asyncio.open_connection(*self._address)
+        try:
+            server, to_server = await self._connect()
+        except OSError:  # the client, whose connection ends now, finds the server away
+            return
         asked = asyncio.Event()
 
         async def ask() -> None:
@@ -116,6 +120,6 @@ class Wire(Carrier):
 async def wired(redis_url: str) -> AsyncIterator[tuple[Wire, str]]:
     """A wire, and the URL that leads through it to the same Redis."""
     url = urlsplit(redis_url)
-    wire = Wire(str(url.hostname), url.port or 6379)
+    wire = Wire(partial(asyncio.open_connection, str(url.hostname), url.port or 6379))
     async with listening(wire) as port:
         yield wire, f"redis://127.0.0.1:{port}{url.path}"

@@ -37,9 +37,10 @@ class Delivery:
 
         A job of a kind that this worker does not know is left to the relay, which rings again.
         """
-        job_id = self._heard(message) if message.is_ring else await self._take_in(message)
+        is_ring = message.is_ring and _can_be_read(message)
+        job_id = self._heard(message) if is_ring else await self._take_in(message)
         if job_id is not None:
-            kind = kind_of(message.content) if message.is_ring else None
+            kind = kind_of(message.content) if is_ring else None
             await self.executor.deliver(job_id, kind)
 
     def _heard(self, ring: Message) -> UUID | None:
@@ -109,3 +110,12 @@ class Delivery:
             await self.ear.remove(message)
         except RedisError as error:
             log.warning("message.not_removed", arq_id=arq_id, reason=str(error))
+
+
+def _can_be_read(ring: Message) -> bool:
+    """Whether it is JSON, which the pattern in Redis that a ring has to fit does not promise."""
+    try:
+        kind_of(ring.content)
+    except ValueError:
+        return False
+    return True

@@ -18,6 +18,8 @@ from worker.outage import Outage
 
 PAGE = 1000
 GLEAN_INTERVAL_S = 2.0
+LOOK_INTERVAL_S = 10.0
+"""Where all live workers know all kinds: how late, at most, it is noticed that one does not."""
 _FIRST = UUID(int=0)
 log = structlog.get_logger("bulwark.gleaner")
 
@@ -50,16 +52,18 @@ class Gleaner:
     async def run_forever(self) -> None:
         """Glean until cancelled; while PostgreSQL or Redis is away, say so and try again."""
         while True:
+            wait_s = GLEAN_INTERVAL_S
             try:
-                await self.glean()
+                if not await self.glean():
+                    wait_s = LOOK_INTERVAL_S
             except (RedisError, *DATABASE_ERRORS) as error:
                 self._outage.fail(describe(error))
             else:
                 self._outage.end()
-            await asyncio.sleep(GLEAN_INTERVAL_S)  # a ring that is heard in vain gives no sign
+            await asyncio.sleep(wait_s)  # a ring that is heard in vain gives no sign
 
-    async def glean(self) -> None:
-        """Go through the queue once, if there is anything to look for."""
+    async def glean(self) -> bool:
+        """Go through the queue once, if there is anything to look for; tell whether there was."""
         kinds = self._kinds
         if self._has_begun:
             kinds = await look(
@@ -69,6 +73,7 @@ class Gleaner:
         while after is not None:
             after = await self._glean_page(kinds, after)
         self._has_begun = True
+        return bool(kinds)
 
     async def _glean_page(self, kinds: Collection[str], after: UUID) -> UUID | None:
         """Returns the last job of the page, None when no other follows."""

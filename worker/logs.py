@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.tracebacks import without_values
+
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Format = Literal["auto", "json", "console"]
 
@@ -106,7 +108,7 @@ def _rendering(log_format: Format) -> list[Processor]:
     )
     return [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        structlog.processors.format_exc_info,
+        structlog.processors.ExceptionRenderer(without_values),
         _masked,
         _ordered,
         last,

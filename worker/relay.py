@@ -18,7 +18,9 @@ from jobs._bell import Bell, job_id_of
 from worker.outage import Outage
 
 BATCH = 1000
-MARK_KEY = "bulwark:relay:mark"
+MARK_KEY = "bulwark:relay:mark:{run_id}"
+MARK_KEPT_S = 30 * 24 * 3600
+"""How long the mark of a run of Redis stays; then all is rung again, which does no harm."""
 MARK_LEASE_S = 60
 """How long the relay that sets the mark has until the rings are due; then another may do it."""
 SWEEP_INTERVAL_S = 30.0
@@ -29,8 +31,9 @@ log = structlog.get_logger("bulwark.relay")
 class Relay:
     """One worker's relay; any number may run, since each locks the rows that it rings.
 
-    A mark in Redis tells all relays whether it still is what it was: when the mark is gone, Redis
-    was wiped or replaced, or rings were lost, and one of them has every queued job rung again. The
+    A mark in Redis, of its present run, tells all relays whether it still is what it was: where
+    there is none, Redis was wiped, restarted or replaced, or rings were lost, and one of them has
+    every queued job rung again. The
     jobs of `unclaimed`, whose rings were heard in vain, are rung again as soon as PostgreSQL
     answers. Rings that Redis did not take are kept, and are rung before any other.
     """
@@ -49,6 +52,7 @@ class Relay:
         self._queues = queues
         self._interval_s = interval_s
         self._unclaimed = unclaimed
+        self._mark = MARK_KEY
         self._owes_all = False
         self._woken = asyncio.Event()
         self._unrung: list[Ring] = []
@@ -81,11 +85,13 @@ class Relay:
         self._woken.set()
 
     async def _rest(self, wait_s: float) -> None:
-        """Wait so long, or until woken; but for a moment in any case, however many wake it."""
-        await asyncio.sleep(LEAST_WAIT_S)  # the pause that many who enqueue have in common
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_s - LEAST_WAIT_S):
-                await self._woken.wait()
+        """Wait so long, or until woken; for a moment even if it was woken since its last look."""
+        if self._woken.is_set():
+            await asyncio.sleep(LEAST_WAIT_S)  # the pause that many who enqueue have in common
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._woken.wait()
         self._woken.clear()
 
     async def hand_over(self, by_s: float) -> None:
@@ -103,7 +109,7 @@ class Relay:
                 await self._make_lost_rings_due()
         except DATABASE_ERRORS:
             with suppress(RedisError, OSError):
-                await self._redis.delete(MARK_KEY)
+                await self._redis.delete(await mark_key(self._redis))
 
     async def ring_due(self) -> list[Ring]:
         """Ring one batch of what is due, and what Redis did not take before."""
@@ -151,8 +157,11 @@ class Relay:
 
     async def _notice_new_redis(self) -> None:
         """Owe it to all queued jobs to ring them again, if Redis is new and nobody else does."""
-        if not self._owes_all and not await self._redis.exists(MARK_KEY):
-            self._owes_all = bool(await self._redis.set(MARK_KEY, b"", ex=MARK_LEASE_S, nx=True))
+        if self._owes_all:
+            return
+        self._mark = await mark_key(self._redis)
+        if not await self._redis.exists(self._mark):
+            self._owes_all = bool(await self._redis.set(self._mark, b"", ex=MARK_LEASE_S, nx=True))
 
     async def _make_lost_rings_due(self) -> bool:
         """Have those jobs rung again whose rings are known to be lost; tell whether there are any.
@@ -163,7 +172,7 @@ class Relay:
             jobs = await self._make_due(None)
             if jobs:
                 log.warning("relay.rings_lost", jobs=jobs, remedy="all queued jobs are rung again")
-            await self._redis.persist(MARK_KEY)
+            await self._redis.expire(self._mark, MARK_KEPT_S)
             self._owes_all = False
             return jobs > 0
         unclaimed = frozenset(self._unclaimed)
@@ -198,3 +207,9 @@ class Relay:
             receipted=True,
         )
         await self._bell.silence(queue, [name for name, job_id in ids.items() if job_id in ended])
+
+
+async def mark_key(redis: Redis) -> str:
+    """Of the run of Redis: one that was restarted may have read an old copy, mark and all."""
+    server = await redis.info("server")
+    return MARK_KEY.format(run_id=server.get("run_id", ""))

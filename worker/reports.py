@@ -115,6 +115,7 @@ class JobReport:
         }
 
 
+# A payload may hold anything, if it was written by SQL: what is no size in it is none here.
 # Blank lines at the end belong to no receipt, so a receipt of nothing but rows not reached, which
 # closes a failed job, counts as the end of the input too.
 _REPORT = sa.text(
@@ -125,7 +126,8 @@ _REPORT = sa.text(
            job.started_at, job.finished_at, input ->> 'table' AS table_name,
            input ->> 'name' AS source,
            coalesce((opening.detail ->> 'text_bytes')::bigint,
-                    (input ->> 'text_bytes')::bigint) AS input_bytes,
+                    CASE WHEN input ->> 'text_bytes' ~ '^[0-9]{1,18}$'
+                         THEN (input ->> 'text_bytes')::bigint END) AS input_bytes,
            job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
               OR job.state = 'cancelled' AND job.started_at IS NULL
               OR NOT (

@@ -10,11 +10,12 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
 from db.ledger.job import BRIEF, IS_CANCELLED, SET_LIMITS, Claim, Limits, Reason, Ring, State, job
+from db.ledger.stored_json import JsonAsText
 
 LOOK_AHEAD = 10
 """How many queued jobs are looked at, at most, for each that may come along."""
@@ -78,7 +79,7 @@ _CLAIM_MANY = sa.text(
            started_at = coalesce(job.started_at, now()), next_ring_at = NULL
       FROM me, chosen
      WHERE job.id = chosen.id
-    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload,
+    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload::text AS payload,
               job.attempt, job.max_attempts, job.timeout_s, job.actor, job.correlation_id,
               job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s,
               job.ring, job.queue, job.priority
@@ -86,7 +87,7 @@ _CLAIM_MANY = sa.text(
 )
 _CLAIM = _CLAIM_MANY.bindparams(
     sa.bindparam("claim_ids", type_=_uuids), sa.bindparam("heard", type_=_uuids)
-).columns(payload=JSONB)
+).columns(payload=JsonAsText)
 
 
 async def claim_many(

@@ -69,10 +69,18 @@ async def keep_keys(
     return {row.key: Key(*row) for row in rows}
 
 
+_MAY_READ_PAYLOADS = sa.text("SELECT has_column_privilege('bulwark.job', 'payload', 'SELECT')")
+
+
 async def jobs_behind(
     session: AsyncSession, keys: Collection[str]
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Kind and payload of the job that each key leads to, where the job is still kept."""
+    """Kind and payload of the job that each key leads to, where the job is still kept.
+
+    None for a role that may not read payloads.
+    """
+    if not await session.scalar(_MAY_READ_PAYLOADS):
+        return {}
     rows = await session.execute(
         sa.select(idempotency.c.key, job.c.kind, job.c.payload)
         .join_from(idempotency, job, job.c.id == idempotency.c.job_id)

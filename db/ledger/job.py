@@ -18,6 +18,7 @@ from sqlmodel import SQLModel
 
 from db import columns  # noqa: F401 - sets the naming convention before the first constraint
 from db.errors import Cancelled, ClaimLost
+from db.ledger.stored_json import JsonAsText, UnreadableJson
 
 SCHEMA = "bulwark"
 CRASHES_BEFORE_SOLITUDE = 2
@@ -119,7 +120,7 @@ class Claim:
     claim_id: UUID
     worker_id: UUID
     kind: str
-    payload: dict[str, Any]
+    payload: dict[str, Any] | UnreadableJson
     attempt: int
     max_attempts: int
     timeout_s: int
@@ -164,17 +165,27 @@ BRIEF = Limits(statement_s=30.0, idle_s=10.0, lock_s=2.0)
 
 _INSERT = sa.text(
     """
+    WITH new AS MATERIALIZED (
+        SELECT * FROM unnest(:id, :kind, :payload, :queue, :priority, :max_attempts, :timeout_s,
+                             :actor, :correlation_id)
+            AS new (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
+                    correlation_id)
+    ), too_deep AS MATERIALIZED (
+        SELECT FROM (SELECT queue, count(*) AS jobs FROM new GROUP BY queue) AS more
+          JOIN bulwark.depth_limit AS allowed USING (queue)
+         WHERE :heeds_depth
+           AND jobs + (SELECT count(*) FROM (SELECT FROM bulwark.job
+                                              WHERE state = 'queued' AND queue = allowed.queue
+                                              LIMIT allowed.most) AS waiting) > allowed.most
+    )
     INSERT INTO bulwark.job (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
                              correlation_id, run_at, ring, next_ring_at)
     SELECT new.id, new.kind, new.payload::jsonb, new.queue, new.priority, new.max_attempts,
            new.timeout_s, new.actor, new.correlation_id, due.at,
            CASE WHEN :rung AND due.at <= now() THEN 1 ELSE 0 END,
            CASE WHEN :rung AND due.at <= now() THEN now() + :again ELSE due.at END
-      FROM unnest(:id, :kind, :payload, :queue, :priority, :max_attempts, :timeout_s, :actor,
-                  :correlation_id)
-           AS new (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
-                   correlation_id),
-           (SELECT coalesce(:run_at, now())) AS due (at)
+      FROM new, (SELECT coalesce(:run_at, now())) AS due (at)
+     WHERE NOT EXISTS (SELECT FROM too_deep)
      ORDER BY new.id
     ON CONFLICT (id) DO NOTHING
     RETURNING id AS job_id, ring AS number, kind, queue, priority
@@ -195,6 +206,7 @@ _INSERT = _INSERT.bindparams(
     sa.bindparam("again", type_=sa.Interval),
     sa.bindparam("run_at", type_=_instant),
     sa.bindparam("rung", type_=sa.Boolean),
+    sa.bindparam("heeds_depth", type_=sa.Boolean),
     *(sa.bindparam(name, type_=ARRAY(type_)) for name, type_ in _INSERTED.items()),
 )
 
@@ -205,19 +217,27 @@ async def insert_jobs(
     run_at: datetime | None,
     *,
     rung: bool,
+    heeds_depth: bool = False,
 ) -> list[Ring]:
-    """Write new jobs in one statement and return the rings that are due.
+    """Write new jobs in one statement and return their rings; one of number 0 is not due.
 
     Each row has an `id` made by the caller, and its payload as JSON text; a row whose id is
-    already there is left as it is. When the caller has a bell (`rung`), the relay rings only what
-    was not heard; otherwise it rings as soon as the job is due.
+    already there is left as it is. Where a queue would be too deep none is written. When the
+    caller has a bell (`rung`), the relay rings only what was not heard; otherwise it rings as soon
+    as the job is due.
     """
     values = {name: [row[name] for row in rows] for name in _INSERTED}
     inserted = await session.execute(
-        _INSERT, {**values, "run_at": run_at, "rung": rung, "again": RING_AGAIN}
+        _INSERT,
+        {
+            **values,
+            "run_at": run_at,
+            "rung": rung,
+            "again": RING_AGAIN,
+            "heeds_depth": heeds_depth,
+        },
     )
-    rings = [Ring(**row._mapping) for row in inserted]
-    return [ring for ring in rings if ring.number > 0]
+    return [Ring(**row._mapping) for row in inserted]
 
 
 SET_LIMITS = """
@@ -242,12 +262,12 @@ _CLAIM = sa.text(
      WHERE job.id = :job_id
        AND (job.state = 'queued' AND job.run_at <= now() AND (job.crashes < :suspect OR :alone)
             OR job.state = 'running' AND job.claim_id = :claim_id)
-    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload,
+    RETURNING job.id AS job_id, job.claim_id, job.worker_id, job.kind, job.payload::text AS payload,
               job.attempt, job.max_attempts, job.timeout_s, job.actor, job.correlation_id,
               job.crashes, extract(epoch FROM job.claimed_at - job.started_at)::float8 AS age_s,
               {IS_CANCELLED} AS is_cancelled
     """
-).columns(payload=JSONB)
+).columns(payload=JsonAsText)
 
 
 async def claim(

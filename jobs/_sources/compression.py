@@ -24,6 +24,13 @@ _WINDOW_LOG_MAX: Final = 25  # what zstd asks for up to level 20; --ultra -22 an
 _STEP_BYTES: Final = 16 * 1024  # a decoder hands back what a short member leaves over: copy little
 _WINDOW: Final = "requires too much memory"
 HEAD_BYTES: Final = 4
+MOST_RATIO: Final = 500  # rows reach a fifth of it, and gzip cannot do more than twice of it
+FREE_TEXT_BYTES: Final = 256 * 1024 * 1024  # which any input may have, however small it is
+
+
+def is_bomb(text_bytes: int, stored_bytes: int) -> bool:
+    """Whether so few stored bytes hold so much that it can hardly be meant."""
+    return text_bytes > max(FREE_TEXT_BYTES, MOST_RATIO * stored_bytes)
 
 
 def compression_of(head: bytes) -> Compression:
@@ -129,6 +136,7 @@ class _Members:
         self._make = _Gzip if compression == "gzip" else _Zstd
         self._decoder: _Gzip | _Zstd = self._make()
         self._read_bytes = 0
+        self._text_bytes = 0
         self._member_start = 0
 
     def feed(self, raw: bytes) -> Iterator[bytes]:
@@ -138,6 +146,8 @@ class _Members:
             while rest or self._decoder.has_more():
                 text, rest = self._step(rest)
                 if text:
+                    self._text_bytes += len(text)
+                    self._require_bounded()
                     yield text
 
     def finish(self) -> None:
@@ -146,6 +156,14 @@ class _Members:
             raise InputError(
                 f"The {self._name} input is cut off: it ends at byte {self._read_bytes}, within its"
                 " compressed data; send the whole file again."
+            )
+
+    def _require_bounded(self) -> None:
+        if is_bomb(self._text_bytes, self._read_bytes):
+            raise InputError(
+                f"The {self._name} input holds more than {MOST_RATIO} times its size: of"
+                f" {self._read_bytes:,} bytes come {self._text_bytes:,} and more; if that is meant,"
+                " unpack it first."
             )
 
     def _step(self, raw: bytes) -> _Step:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 from db.refusal import Refusal
 from jobs._errors import InputError
 from jobs._part import Part, Position, Values
+from jobs._sources.compression import MOST_RATIO, is_bomb
 from jobs._sources.csv import MAX_RECORD_BYTES
 from jobs._sources.lines import KEPT_BYTES
 from jobs._sources.lot import Lot, parts_of
+from jobs._sources.parquet_pages import page_bytes
 from jobs._sources.source import Stored, read_fully
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ MAGIC: Final = b"PAR1"
 _BUFFER_BYTES: Final = 64 * 1024
 MAX_PART_ROWS: Final = 5_000  # what the library takes is no longer there for rows under way
 _BATCH_ROWS: Final = 128  # few, since a dictionary may make any number of large values of one
+_LEAST_BATCH_ROWS: Final = 8
+_BATCH_BYTES: Final = 1024 * 1024 * 1024  # which a batch would take if it repeated its dictionaries
 
 
 class ParquetReader:
@@ -34,6 +38,7 @@ class ParquetReader:
 
     def __init__(self, stored: Stored) -> None:
         self._thread = ThreadPoolExecutor(1, "parquet")
+        self._stored = stored
         self._file = self._thread.submit(_opened, stored).result()
         metadata = self._file.metadata
         self._group_rows = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -44,8 +49,17 @@ class ParquetReader:
         return Position(1, 1, 0, 1)
 
     def text_bytes(self) -> int:
-        """The decoded size; raises InputError when something is damaged, for it decodes all."""
-        return sum(one.batch.num_rows * one.row_bytes for one in self._batches(0))
+        """The decoded size; raises InputError on damage and on a bomb, for it decodes all."""
+        size = 0
+        for batch, row_bytes in self._batches(0):
+            size += batch.num_rows * row_bytes
+            if is_bomb(size, self._stored.size_bytes):
+                raise InputError(
+                    f"The Parquet input holds more than {MOST_RATIO} times its size: of"
+                    f" {self._stored.size_bytes:,} bytes come {size:,} and more; if that is meant,"
+                    " write it without compression and dictionaries."
+                )
+        return size
 
     def parts(self, max_rows: int, max_bytes: int, start: Position | None = None) -> Iterator[Part]:
         """The rows in parts of at most MAX_PART_ROWS, from the first on or from a position."""
@@ -72,7 +86,8 @@ class ParquetReader:
         import pyarrow as pa
 
         try:
-            batches = self._file.iter_batches(_BATCH_ROWS, [group], use_threads=False)
+            batch_rows = self._batch_rows(group)
+            batches = self._file.iter_batches(batch_rows, [group], use_threads=False)
             while (batch := self._thread.submit(next, batches, None).result()) is not None:
                 if first_row < batch.num_rows:
                     yield _Batch(batch.slice(first_row), 1 + batch.nbytes // batch.num_rows)
@@ -82,6 +97,12 @@ class ParquetReader:
                 f"The Parquet input is damaged in row group {group} ({_first_line(error)}); write"
                 " the file again."
             ) from None
+
+    def _batch_rows(self, group: int) -> int:
+        """How many rows fit into memory at a time; InputError when the pages alone do not."""
+        dictionaries = page_bytes(self._stored, self._file.metadata.row_group(group)).dictionary
+        fitting = _BATCH_BYTES // max(1, dictionaries)
+        return max(_LEAST_BATCH_ROWS, min(_BATCH_ROWS, fitting))
 
 
 class _Batch(NamedTuple):
@@ -97,16 +118,23 @@ def _opened(stored: Stored) -> "pq.ParquetFile":
 
     pa.set_memory_pool(pa.system_memory_pool())  # the others keep what they were given back
     try:
-        return pq.ParquetFile(
+        file = pq.ParquetFile(
             pa.PythonFile(_File(stored), mode="r"),
             buffer_size=_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
         )
+        _ = file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"The Parquet input cannot be opened ({_first_line(error)}); send the whole file again."
         ) from None
+    except UnicodeDecodeError:
+        raise InputError(
+            "The Parquet input has a column whose name is not UTF-8; rename it, or send the whole"
+            " file again if it is damaged."
+        ) from None
+    return file
 
 
 def _first_line(error: Exception) -> str:
@@ -172,6 +200,8 @@ def _values(name: str, column: "pa.Array", faults: dict[int, Refusal]) -> list[A
         values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
     except (ValueError, OverflowError, KeyError):
         values = [_value(name, column, index, faults) for index in range(len(column))]
+    if _holds_map(column.type):
+        values = [_with_text_keys(value) for value in values]
     if _holds_nul(column, values):
         for index, value in enumerate(values):
             if value is not None and "\0" in value:
@@ -205,6 +235,23 @@ def _value(name: str, column: "pa.Array", index: int, faults: dict[int, Refusal]
         message = f"The value cannot be read ({_first_line(error)}); mend it."
         faults.setdefault(index, Refusal("unreadable", message, name))
     return None
+
+
+def _holds_map(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    inner = (kind.field(n).type for n in range(kind.num_fields))
+    return bool(pa.types.is_map(kind)) or any(_holds_map(one) for one in inner)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Maps with the keys that JSON has: those of others as the text that stands for them."""
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str) else str(_json_value(key)): _with_text_keys(inner)
+            for key, inner in value.items()
+        }
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _holds_nul(column: "pa.Array", values: list[Any]) -> bool:

@@ -21,6 +21,9 @@ from jobs._sources.encoding import UTF8, utf8_blocks
 
 PLACES_SETTING: Final = "BULWARK_IMPORT_FOLDERS"
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FOLDER_FLAGS: Final = (
+    getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+)
 
 
 class Source(Protocol):
@@ -101,7 +104,7 @@ class FileSource:
 
     def __init__(self, path: Path, allowed_folders: Sequence[Path]) -> None:
         self.path = path
-        self._fd = _open_file(path, _resolve(path, allowed_folders))
+        self._fd = _open_file(path, *_resolve(path, allowed_folders))
         self._opened = os.fstat(self._fd)
 
     def __enter__(self) -> Self:
@@ -147,25 +150,27 @@ class FileSource:
             return True
 
 
-def _resolve(path: Path, allowed_folders: Sequence[Path]) -> Path:
+def _resolve(path: Path, allowed_folders: Sequence[Path]) -> tuple[Path, Path]:
+    """The allowed folder that it is in, without a link in its name, and its path from there."""
     try:
         resolved = path.resolve()
-        allowed = any(resolved.is_relative_to(folder.resolve()) for folder in allowed_folders)
+        folders = [folder.resolve() for folder in allowed_folders]
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The input path {path} cannot be followed ({error}); correct it."
         ) from None
-    if not allowed:
-        raise InputError(
-            f"The input file {path} is outside the allowed folders; move it into one of them or"
-            f" add its folder to {PLACES_SETTING}."
-        )
-    return resolved
+    for folder in folders:
+        if resolved.is_relative_to(folder):
+            return folder, resolved.relative_to(folder)
+    raise InputError(
+        f"The input file {path} is outside the allowed folders; move it into one of them or"
+        f" add its folder to {PLACES_SETTING}."
+    )
 
 
-def _open_file(path: Path, resolved: Path) -> int:
+def _open_file(path: Path, folder: Path, inner: Path) -> int:
     try:
-        fd = os.open(resolved, _OPEN_FLAGS)
+        fd = _open_below(folder, inner.parts)
     except OSError as error:
         raise InputError(
             f"The input file {path} cannot be opened ({error.strerror}); check its name and that"
@@ -175,6 +180,19 @@ def _open_file(path: Path, resolved: Path) -> int:
         os.close(fd)
         raise InputError(f"The input {path} is not a regular file; name a file to read.")
     return fd
+
+
+def _open_below(folder: Path, parts: Sequence[str]) -> int:
+    """Open from one folder to the next, so that none that became a link meanwhile leads away."""
+    at = os.open(folder, _FOLDER_FLAGS)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, _FOLDER_FLAGS, dir_fd=at)
+            os.close(at)
+            at = inner
+        return os.open(parts[-1] if parts else ".", _OPEN_FLAGS, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 class PartsSource:

@@ -1,5 +1,6 @@
 """Importing opens, reads and starts nothing, and arrows between packages point only down."""
 
+import ast
 import json
 import pkgutil
 import subprocess
@@ -129,3 +130,35 @@ def test_imports_point_only_down() -> None:
         check=False,
     )
     assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+
+
+def unpickling(path: Path) -> list[int]:
+    """Lines that import what turns bytes into code, or ask for it by an option."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            used = {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used = {(node.module or "").partition(".")[0]}
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            used = UNPICKLING
+        else:
+            continue
+        if used & UNPICKLING:
+            found.append(node.lineno)
+    return found
+
+
+def test_nothing_unpickles() -> None:
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    assert sources
+    assert [path for path in sources if unpickling(path)] == []
+
+
+def test_an_unpickler_is_caught(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("import pickle\nfrom dill import loads\nnp.load(f, allow_pickle=True)\n")
+    assert sorted(unpickling(module)) == [1, 2, 3]

@@ -60,7 +60,8 @@ async def ring(client: ArqRedis, ringings: Sequence[Ringing]) -> None:
 
 async def all_heard(client: ArqRedis) -> None:
     async def are_empty() -> bool:
-        return bool(sum([await client.zcard(queue_key(queue)) for queue in QUEUES]) == 0)
+        left: list[int] = [await client.zcard(queue_key(queue)) for queue in QUEUES]
+        return sum(left) == 0
 
     await until(are_empty, "the queues in Redis are empty")
 

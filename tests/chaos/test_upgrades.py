@@ -29,7 +29,7 @@ FIRST_ADDITIVE = "0007"
 """Migrations after this one only add, so that the programs before them go on working."""
 HEROES = 120
 IMPORTED = 3_000
-SOON_S = 15.0
+SOON_S = 20.0
 PUT_OFF = """
     UPDATE bulwark.job SET next_ring_at = now() + interval '5 min' WHERE state = 'queued'
 """

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from structlog.testing import capture_logs
 
 from jobs import Bell, Producer, discover_jobs
-from jobs._bell import queue_key, serialize
+from jobs._bell import queue_key, score_ms, serialize
 from tests.arq_side import hearing
 from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
@@ -274,3 +275,46 @@ async def test_a_message_of_a_wrong_type_is_parked_as_redis_dumps_it_and_stops_n
     assert await stage.notes() == ["done"]
     assert await parked(stage) == [("theirs", "default", None, dumped, "unreadable")]
     assert await client.keys("*") == []
+
+
+async def test_a_message_that_is_a_ring_but_for_its_json_is_parked(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    """Redis itself takes it for a ring: id, score and the look of its text fit."""
+    arq_id, now_ms = f"{uuid4()}:1", 1_700_000_000_000
+    broken = b'\x01{"t":null,"f":"\\z","a":[],"k":{},"et":1700000000000}'
+    await client.set(f"arq:job:{arq_id}", broken)
+    await client.zadd(QUEUE, {arq_id: score_ms(now_ms, 0)})
+    (message,) = await carry_out_all(bench, redis_url)
+    assert message.is_ring
+    assert await parked(stage) == [(arq_id, "default", None, broken, "unreadable")]
+
+
+async def test_a_pickle_that_would_touch_a_file_is_parked_and_never_run(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str, tmp_path: Path
+) -> None:
+    touched = tmp_path / "touched"
+    exploit = pickle.dumps(Touching(touched))
+    ring_id = f"{uuid4()}:1"
+    await put(client, exploit, "theirs")
+    await put(client, b"\x01" + exploit, "theirs, behind our byte")
+    await put(client, exploit, ring_id)
+    await client.zadd(QUEUE, {ring_id: score_ms(1_700_000_000_000, 0)})
+    await carry_out_all(bench, redis_url)
+    reasons = sorted((row[0], row[4]) for row in await parked(stage))
+    assert reasons == sorted(
+        [("theirs", "pickle"), ("theirs, behind our byte", "unreadable"), (ring_id, "pickle")]
+    )
+    assert not touched.exists()
+    pickle.loads(exploit)
+    assert touched.exists()  # it would have worked
+
+
+class Touching:
+    """Unpickling this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from db.engine import make_sessions
 from jobs import discover_jobs
 from jobs._declaration import Payload
+from jobs._errors import IdempotencyConflict
 from jobs._housekeeping import Housekeeping
 from jobs._producer import Producer
 from jobs._spooling import enqueue_file
@@ -263,6 +264,19 @@ async def test_an_operator_imports_cancels_limits_and_runs_failed_jobs_again(
     await staff.producer.enqueue(ActOut())
     await said("limit", "default", "--none")
     await said("parked")
+
+
+async def test_a_producer_enqueues_from_sql_and_reads_no_payload_to_judge_a_key(
+    staff: Staff, roles: House
+) -> None:
+    key, sql = str(uuid4()), "SELECT bulwark.enqueue('act_out', $1, $2)"
+    async with connected(roles.url("producer")) as producer:
+        job_id = await producer.fetchval(sql, '{"note": "from sql"}', key)
+        assert await producer.fetchval(sql, '{"note": "from sql"}', key) == job_id
+    await staff.outcome(job_id)
+    with pytest.raises(IdempotencyConflict, match="was used with another payload"):
+        await staff.producer.enqueue(ActOut(note="other"), idempotency_key=key)
+    assert await refused(roles.url("reader"), "SELECT bulwark.enqueue('act_out', '{}')")
 
 
 async def test_a_reader_is_told_in_one_sentence_what_he_may_not(staff: Staff, roles: House) -> None:

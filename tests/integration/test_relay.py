@@ -26,7 +26,7 @@ from tests.workers import ROOT, until
 from worker import relay as relay_module
 from worker.execution import Executor
 from worker.redis_pool import make_redis
-from worker.relay import MARK_KEY, Relay
+from worker.relay import MARK_LEASE_S, Relay, mark_key
 from worker.shutdown import cancel_until_done
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -94,7 +94,7 @@ async def until_marked(redis: ArqRedis) -> None:
     """Return once the mark is there to stay."""
 
     async def marked() -> bool:
-        return bool(await redis.ttl(MARK_KEY) == -1)
+        return bool(await redis.ttl(await mark_key(redis)) > MARK_LEASE_S)
 
     await until(marked, "a relay has left its mark")
 
@@ -244,7 +244,7 @@ async def test_what_a_relay_that_died_owed_to_a_new_redis_is_done_by_another(
 ) -> None:
     (job_id,) = await rung_long_ago(stage, producer, 1)
     await redis.flushall()
-    await redis.set(MARK_KEY, b"", px=100)
+    await redis.set(await mark_key(redis), b"", px=100)
     async with running(relay):
         await until_heard(redis, job_id)
         await until_marked(redis)
@@ -355,7 +355,7 @@ async def test_rings_of_jobs_that_have_ended_are_swept_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relay_module, "SWEEP_INTERVAL_S", 0.0)
-    await redis.set(MARK_KEY, b"")
+    await redis.set(await mark_key(redis), b"")
     ended, waiting = [(await producer.enqueue(ActOut())).job_id for _ in range(2)]
     await (await bench.register()).deliver(ended)
     await redis.zadd(queue_key("default"), {"a message of somebody else": 1})
@@ -401,7 +401,7 @@ async def test_a_ring_heard_while_postgresql_is_away_is_rung_again_when_it_is_ba
     away: tuple[OwnPostgres, Bench], redis: ArqRedis
 ) -> None:
     postgres, bench = away
-    await redis.set(MARK_KEY, b"")
+    await redis.set(await mark_key(redis), b"")
     executor, job_id = await heard_in_vain(postgres, bench)
     relay = Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed)
     async with running(relay):
@@ -416,7 +416,7 @@ async def test_a_ring_heard_in_vain_by_a_worker_that_stops_is_rung_again_by_anot
     away: tuple[OwnPostgres, Bench], redis: ArqRedis
 ) -> None:
     postgres, bench = away
-    await redis.set(MARK_KEY, b"")
+    await redis.set(await mark_key(redis), b"")
     executor, job_id = await heard_in_vain(postgres, bench)
     await Relay(bench.sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over(soon_s())
     await asyncio.to_thread(postgres.start)
@@ -440,7 +440,7 @@ async def test_a_ring_that_comes_to_a_worker_that_stops_is_left_to_the_others(
         await executor.deliver(job_id)
         await Relay(sessions, redis, ("default",), 0.05, executor.unclaimed).hand_over(soon_s())
         await until_rung(redis, job_id, 2)
-    assert await redis.exists(MARK_KEY)
+    assert await redis.exists(await mark_key(redis))
 
 
 async def test_a_queue_of_a_wrong_type_holds_up_no_other(

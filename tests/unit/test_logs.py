@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import structlog
+from pydantic import BaseModel, ValidationError
 
 from worker.logs import configure_logs, mask
 
@@ -122,6 +124,36 @@ def test_an_exception_stands_in_its_line_without_passwords(
 
     assert "ValueError: no route to postgresql://ann:***@db/shop" in ours["exception"]
     assert "***@db" in theirs["exception"]
+
+
+SECRET = "Natasha"
+
+
+class Age(BaseModel):
+    years: int
+
+
+def test_a_traceback_shows_no_value_that_an_error_in_its_chain_quotes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logs("info", "json")
+    refused = asyncpg.UniqueViolationError("duplicate key")
+    refused.detail = f"Key (name)=({SECRET}) already exists."
+    try:
+        try:
+            try:
+                raise refused
+            except asyncpg.PostgresError as error:
+                Age.model_validate({"years": SECRET}, context=error)
+        except ValidationError as error:
+            raise ExceptionGroup("both", [refused, error]) from error
+    except ExceptionGroup:
+        structlog.get_logger("bulwark.test").exception("tea.spilt")
+    (line,) = logged(capsys)
+    assert SECRET in str(refused)
+    assert SECRET not in line["exception"]
+    for told in ("duplicate key", "years: Input should be a valid integer", "direct cause"):
+        assert told in line["exception"]
 
 
 @pytest.mark.parametrize(

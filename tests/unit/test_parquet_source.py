@@ -206,3 +206,40 @@ def test_columns_without_names_of_their_own_are_refused(names: list[str]) -> Non
     table = pa.table([pa.array([1]), pa.array([2])], names=names)
     with pytest.raises(InputError, match="without a name of its own"):
         reader(table)
+
+
+# Bombs, and files that are damaged where the library does not expect it
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "words"),
+    [
+        ({"columns": 15, "value_mib": 35, "rows": 1}, {"use_dictionary": False}, "pages that take"),
+        ({"columns": 1, "value_mib": 65, "rows": 1}, {}, "dictionaries that take"),
+        ({"columns": 1, "value_mib": 1, "rows": 300}, {}, "more than 500 times its size"),
+    ],
+    ids=["pages", "dictionary", "a value again and again"],
+)
+def test_a_small_file_that_would_take_much_memory_is_refused(
+    size: dict[str, int], options: dict[str, Any], words: str
+) -> None:
+    value, indices = "x" * (size["value_mib"] * MIB), pa.array([0] * size["rows"], pa.int32())
+    column = pa.DictionaryArray.from_arrays(indices, [value]).cast(pa.string())
+    table = pa.table({f"c{n}": column for n in range(size["columns"])})
+    data = written(table, compression="zstd", **options)
+    assert len(data) < MIB
+    with pytest.raises(InputError, match=words):
+        ParquetReader(StoredBytes(data)).text_bytes()
+
+
+def test_a_column_whose_name_is_not_utf8_is_refused() -> None:
+    data = written(pa.table({"Zo\u00eb": [1]})).replace("\u00eb".encode(), b"\xff\xff")
+    with pytest.raises(InputError, match="name is not UTF-8"):
+        ParquetReader(StoredBytes(data))
+
+
+def test_a_map_has_the_keys_of_json_whatever_they_are_in_the_file() -> None:
+    kind = pa.list_(pa.map_(pa.binary(), pa.int64()))
+    [record] = records(pa.table({"a": pa.array([[[(b"k", 1), (b"\xff", 2)]]], kind)}))
+    assert record.values == [[{"k": 1, "/w==": 2}]]
+    assert json.loads(record.raw) == {"a": [{"k": 1, "/w==": 2}]}

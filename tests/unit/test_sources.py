@@ -3,10 +3,12 @@
 import hashlib
 import os
 import re
+import socket
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
 import pytest
 from backports import zstd
@@ -24,6 +26,7 @@ from tests.gzipped import gzipped
 from tests.parts import StoredBytes
 
 KIB = 1024
+MIB = 1024 * KIB
 TEXT = b"".join(b"%d,Hero %d\n" % (number, number * 7919) for number in range(100_000))
 MEMBERS = gzipped(TEXT[:1000]) + gzipped(b"") + gzipped(TEXT[1000:])
 CHECKED = {int(zstd.CompressionParameter.checksum_flag): 1}
@@ -431,3 +434,65 @@ def test_utf16_without_its_mark_is_refused_with_the_remedy() -> None:
 def test_what_is_no_encoding_of_files_cannot_be_declared(name: str) -> None:
     with pytest.raises(ValueError, match="is no encoding"):
         encoding_name(name)
+
+
+# What changes between the look and the opening, and what is no file
+
+
+class Swapping(PosixPath):
+    """A path at which somebody puts a link as soon as it has been followed."""
+
+    def resolve(self, strict: bool = False) -> Any:
+        found = PosixPath(self).resolve(strict)
+        folder = PosixPath(self).parent
+        folder.rename(folder.with_name("aside"))
+        folder.symlink_to(folder.parent.with_name("outside"))
+        return found
+
+
+def test_a_folder_that_becomes_a_link_while_the_file_is_opened_leads_nowhere(
+    tmp_path: Path,
+) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside / "inner", outside):
+        folder.mkdir(parents=True)
+        (folder / "rows.csv").write_bytes(folder.name.encode())
+    with pytest.raises(InputError, match="cannot be opened"):
+        FileSource(Swapping(inside / "inner" / "rows.csv"), [inside])
+    assert (inside / "inner" / "rows.csv").read_bytes() == b"outside"
+
+
+def test_devices_and_sockets_are_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        for path in (Path("/dev/zero"), Path("/dev/full"), tmp_path / "s"):
+            with pytest.raises(InputError, match=r"not a regular file|cannot be opened"):
+                FileSource(path, [path.parent])
+
+
+# Bombs
+
+
+def _gzip_bomb(mebibytes: int) -> bytes:
+    packer = zlib.compressobj(wbits=31)
+    return b"".join([*(packer.compress(bytes(MIB)) for _ in range(mebibytes)), packer.flush()])
+
+
+def _zstd_bomb(mebibytes: int) -> bytes:
+    packer = zstd.ZstdCompressor()
+    rows = b"a,b\n" * (MIB // 4)
+    return b"".join([*(packer.compress(rows) for _ in range(mebibytes)), packer.flush()])
+
+
+@pytest.mark.parametrize("bomb", [_gzip_bomb, _zstd_bomb])
+def test_an_input_that_unpacks_to_hundreds_of_times_its_size_is_refused_before_its_end(
+    bomb: Callable[[int], bytes],
+) -> None:
+    text = Text.of(StoredBytes(bomb(300)))
+    with pytest.raises(InputError, match=r"more than 500 times its size.*unpack it first"):
+        inspect(text, CSV)
+
+
+def test_a_small_input_may_be_packed_as_well_as_it_can_be() -> None:
+    inspection = inspect(Text.of(StoredBytes(_zstd_bomb(100))), CSV)
+    assert inspection.text_bytes == 100 * MIB

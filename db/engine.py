@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,15 +152,41 @@ def _without_named_statements() -> dict[str, Any]:
     }
 
 
+_DEAD_PEER_OPTIONS = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 30_000,
+}
+"""In seconds, but for the last, which is in milliseconds."""
+
+
 async def _connect(**connect_args: Any) -> Any:
     """Connect, and give what the operating system, TLS or the clock says the SQLSTATE it lacks.
 
     Otherwise a missing socket could not be told from a missing file of the job's own.
     """
     try:
-        return await asyncpg.connect(**connect_args)
+        connection = await asyncpg.connect(**connect_args)
     except (OSError, TimeoutError, asyncpg.ClientConfigurationError) as error:
         reason = str(error) or f"no answer within {connect_args['timeout']} s"
         raise asyncpg.ClientCannotConnectError(
             f"PostgreSQL cannot be reached: {reason}; check that it runs and the database URL"
         ) from error
+    _notice_dead_peer(connection)
+    return connection
+
+
+def _notice_dead_peer(connection: Any) -> None:
+    """Have the system end a TCP connection whose other side is silent for half a minute.
+
+    Otherwise what waits for an answer, or has sent something, would wait for a quarter of an hour
+    and more (tcp(7): tcp_keepalive_time, tcp_retries2).
+    """
+    peer = connection._transport.get_extra_info("socket")  # noqa: SLF001 - has no public name
+    if peer is None or peer.family == socket.AF_UNIX:
+        return
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _DEAD_PEER_OPTIONS.items():
+        if hasattr(socket, name):  # they are Linux's; others have some of them
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -72,13 +72,16 @@ def sqlstate(error: BaseException) -> str | None:
 def classify(error: BaseException) -> Fault:
     """What the error says about trying again the transaction that raised it.
 
-    A bare TimeoutError or FileNotFoundError is OTHER, since it may well be the work's own; one
-    met while connecting reaches this function with an SQLSTATE, given to it by the engine.
+    asyncpg may say of a connection that was ended in the midst of a statement that another
+    operation is in progress there: that deserves a replay, which in a job that does use its session
+    twice at a time is in vain. A bare TimeoutError or FileNotFoundError is OTHER, since it may well
+    be the work's own; one met while connecting reaches this function with an SQLSTATE, given to it
+    by the engine.
     """
     code = sqlstate(error)
     if code is not None:
         return _FAULT_BY_SQLSTATE.get(code) or _FAULT_BY_CLASS.get(code[:2], Fault.OTHER)
-    if isinstance(error, Race):
+    if isinstance(error, Race) or _is_out_of_step(error):
         return Fault.CONTENTION
     if isinstance(_driver_error(error), asyncpg.OutdatedSchemaCacheError):
         return Fault.STALE_PLAN
@@ -158,6 +161,13 @@ def _driver_error(error: BaseException) -> BaseException:
     if isinstance(error, EmulatedDBAPIException) and error.__cause__ is not None:
         error = error.__cause__  # its attribute `orig` is empty on a stale plan
     return error
+
+
+def _is_out_of_step(error: BaseException) -> bool:
+    driver_error = _driver_error(error)
+    return isinstance(driver_error, asyncpg.InterfaceError) and (
+        "another operation is in progress" in str(driver_error)
+    )
 
 
 def _is_lost_connection(error: BaseException) -> bool:

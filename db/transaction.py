@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -24,6 +24,9 @@ from db.retry import (
     sqlstate,
 )
 
+LOOK_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 35.0
+"""A little longer than PostgreSQL itself may take for what is brief."""
 T = TypeVar("T")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -47,6 +50,7 @@ async def transaction(
     name: str,
     receipted: bool = False,
     isolation_level: IsolationLevel | None = None,
+    try_within_s: float | None = None,
 ) -> T:
     """Run the work in a transaction of its own, commit it, and return what it returned.
 
@@ -58,13 +62,15 @@ async def transaction(
     called again: it inserts its receipt before anything else, and raises AlreadyCommitted with
     its result when the receipt is there. For other work CommitUnknown is raised.
 
-    Raises NestedTransaction inside another transaction, also from a task started there.
+    A try that takes longer than `try_within_s`, which only receipted work may have, is given up as
+    on a lost connection. Raises NestedTransaction inside another transaction, also from a task started there.
     """
     with _outermost(name):
         replays, cancels = _Replays(name, receipted), _cancels()
         while True:
             try:
-                return await _try_once(sessions, work, isolation_level)
+                async with _answered_within(try_within_s if receipted else None):
+                    return await _try_once(sessions, work, isolation_level)
             except AlreadyCommitted as earlier:
                 result: T = earlier.result
                 return result
@@ -77,14 +83,35 @@ async def transaction(
             await asyncio.sleep(wait_s)  # backoff, so that those who met do not meet again
 
 
+async def brief(sessions: async_sessionmaker[AsyncSession], work: Work[T], *, name: str) -> T:
+    """Run receipted work of a few quick statements; see `transaction`."""
+    return await transaction(
+        sessions, work, name=name, receipted=True, try_within_s=ANSWER_TIMEOUT_S
+    )
+
+
 async def look(sessions: async_sessionmaker[AsyncSession], work: Work[T]) -> T:
     """Run work whose statements are committed each by itself; an error is raised at once.
 
     For what is asked again and again, mostly in vain: it saves the round trips of a transaction.
+    An answer that does not come within LOOK_TIMEOUT_S is an error as of a lost connection.
     """
-    async with sessions() as session:
+    async with _answered_within(LOOK_TIMEOUT_S), sessions() as session:
         await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
         return await work(session)
+
+
+@asynccontextmanager
+async def _answered_within(most_s: float | None) -> AsyncIterator[None]:
+    """Give up what takes longer: the other end of a connection may be gone without a word."""
+    limit = asyncio.timeout(most_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ConnectionError(f"PostgreSQL gives no answer within {most_s} s") from error
 
 
 def _cancels() -> int:

@@ -18,7 +18,7 @@ from db.ledger.job import Claim, Reason, Ring, State
 from db.registry import Registry
 from db.retry import BUDGETS, DATABASE_ERRORS, Fault, classify, describe
 from db.steps import Step
-from db.transaction import transaction
+from db.transaction import brief, transaction
 from jobs._declaration import Job, Outcome, Payload
 from jobs._discovery import Jobs
 from jobs._errors import Rejected, TryLater
@@ -169,19 +169,17 @@ class Executor:
             self.liveness.release(claim_id)
 
     async def _claim(self, job_id: UUID, claim_id: UUID, *, alone: bool) -> Claim | None:
-        return await transaction(
+        return await brief(
             self.sessions,
             lambda s: job.claim(s, job_id, claim_id, self.worker_id, alone=alone),
             name="job.claim",
-            receipted=True,
         )
 
     async def _waits_for_solitude(self, job_id: UUID) -> bool:
-        return await transaction(
+        return await brief(
             self.sessions,
             lambda s: job.waits_for_solitude(s, job_id),
             name="job.solitude",
-            receipted=True,
         )
 
     async def _claim_and_run_together(
@@ -192,11 +190,10 @@ class Executor:
         for claim_id in claim_ids:
             self.liveness.hold(claim_id)
         try:
-            taken = await transaction(
+            taken = await brief(
                 self.sessions,
                 lambda s: claim_many(s, declared.kind, batch.heard, claim_ids, self.worker_id),
                 name="job.claim",
-                receipted=True,
             )
             if taken.claims:
                 steps.reached(Step.CLAIMED)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import structlog
@@ -47,6 +48,7 @@ class Gleaner:
         self._queues = list(queues)
         self._kinds = list(kinds)
         self._has_begun = False
+        self._is_asked = asyncio.Event()
         self._outage = Outage(log, "glean.failed", "glean.back")
 
     async def run_forever(self) -> None:
@@ -60,10 +62,18 @@ class Gleaner:
                 self._outage.fail(describe(error))
             else:
                 self._outage.end()
-            await asyncio.sleep(wait_s)  # a ring that is heard in vain gives no sign
+            with suppress(TimeoutError):  # a ring that is heard in vain gives no sign
+                async with asyncio.timeout(wait_s):
+                    await self._is_asked.wait()
+
+    def go_through_all(self) -> None:
+        """Look at once for all jobs that Redis has no ring of: somebody died who may have heard."""
+        self._has_begun = False
+        self._is_asked.set()
 
     async def glean(self) -> bool:
         """Go through the queue once, if there is anything to look for; tell whether there was."""
+        self._is_asked.clear()
         kinds = self._kinds
         if self._has_begun:
             kinds = await look(
@@ -72,7 +82,7 @@ class Gleaner:
         after: UUID | None = _FIRST if kinds else None
         while after is not None:
             after = await self._glean_page(kinds, after)
-        self._has_begun = True
+        self._has_begun = not self._is_asked.is_set()
         return bool(kinds)
 
     async def _glean_page(self, kinds: Collection[str], after: UUID) -> UUID | None:

@@ -220,9 +220,11 @@ class Process:
             settings.relay_interval_s,
             executor.unclaimed,
         )
-        rescue = Rescue(self.worker_id, sessions, settings.lost_after_s)
-        producer = Producer(sessions, self.jobs, Bell(self._redis), heeds_depth=False)
         gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, [*self.jobs])
+        rescue = Rescue(
+            self.worker_id, sessions, settings.lost_after_s, on_loss=gleaner.go_through_all
+        )
+        producer = Producer(sessions, self.jobs, Bell(self._redis), heeds_depth=False)
         scheduler = Scheduler(self.worker_id, sessions, producer, self._plans)
         self._tasks = [
             asyncio.create_task(self._relay.run_forever(), name="relay"),

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from db.ledger import ring
 from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import look, transaction
+from db.transaction import brief, look
 from jobs._bell import Bell, job_id_of
 from worker.outage import Outage
+from worker.redis_pool import may_evict
 
 BATCH = 1000
 MARK_KEY = "bulwark:relay:mark:{run_id}"
@@ -25,6 +26,7 @@ MARK_LEASE_S = 60
 """How long the relay that sets the mark has until the rings are due; then another may do it."""
 SWEEP_INTERVAL_S = 30.0
 LEAST_WAIT_S = 0.01
+_KEEP = "set its maxmemory-policy to noeviction"
 log = structlog.get_logger("bulwark.relay")
 
 
@@ -60,6 +62,7 @@ class Relay:
         self._redis_outage = Outage(log, "relay.failed", "relay.back", server="redis")
         self._queue_outages: dict[str, Outage] = {}
         self._postgres_outage = Outage(log, "relay.failed", "relay.back", server="postgresql")
+        self._evicting = Outage(log, "redis.evicts", "redis.lasting")
 
     async def run_forever(self) -> None:
         """Ring until cancelled; while PostgreSQL or Redis is away, say so and try again."""
@@ -113,11 +116,10 @@ class Relay:
 
     async def ring_due(self) -> list[Ring]:
         """Ring one batch of what is due, and what Redis did not take before."""
-        rings = await transaction(
+        rings = await brief(
             self._sessions,
             lambda session: ring.due_rings(session, BATCH),
             name="relay.ring",
-            receipted=True,
         )
         self._unrung += rings
         await self._ring_unrung()
@@ -182,17 +184,20 @@ class Relay:
         return bool(unclaimed)
 
     async def _make_due(self, job_ids: frozenset[UUID] | None) -> int:
-        return await transaction(
+        return await brief(
             self._sessions,
             lambda session: ring.ring_again(session, job_ids),
             name="relay.ring_again",
-            receipted=True,
         )
 
     async def _sweep_now_and_then(self) -> None:
         if time.monotonic() - self._swept_s < SWEEP_INTERVAL_S:
             return
         self._swept_s = time.monotonic()
+        if await may_evict(self._redis):
+            self._evicting.fail("it may throw signals away when its memory is full", remedy=_KEEP)
+        else:
+            self._evicting.end()
         for queue in self._queues:
             await self._sweep(queue)
 
@@ -200,11 +205,10 @@ class Relay:
         """Take out rings of jobs that have ended: a worker that dies may leave them behind."""
         names = await self._bell.oldest(queue)
         ids = {name: job_id_of(name) for name in names}
-        ended = await transaction(
+        ended = await brief(
             self._sessions,
             lambda session: ring.ended_among(session, set(ids.values())),
             name="relay.sweep",
-            receipted=True,
         )
         await self._bell.silence(queue, [name for name, job_id in ids.items() if job_id in ended])
 

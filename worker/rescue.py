@@ -18,7 +18,7 @@ from db.ledger.job import State
 from db.ledger.take_back import TakenBack
 from db.ledger.worker import LostWorker
 from db.retry import DATABASE_ERRORS, describe, sqlstate
-from db.transaction import look, transaction
+from db.transaction import brief, look
 from worker.outage import Outage
 
 INTERVAL_S = 1.5
@@ -48,14 +48,20 @@ class Rescue:
     """One worker's rescue; any number may run, since each step locks what it changes.
 
     After an outage nobody is declared lost for `lost_after_s`, so that the living can beat first.
+    `on_loss` is called when a worker was: it may have heard rings of jobs that it never claimed.
     """
 
     def __init__(
-        self, worker_id: UUID, sessions: async_sessionmaker[AsyncSession], lost_after_s: float
+        self,
+        worker_id: UUID,
+        sessions: async_sessionmaker[AsyncSession],
+        lost_after_s: float,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._worker_id = worker_id
         self._sessions = sessions
         self._lost_after = timedelta(seconds=lost_after_s)
+        self._on_loss = on_loss
         self._gap_s = max(2 * INTERVAL_S, lost_after_s / GAP_PART)
         self._heard_s = now_s()
         self._quiet_until_s = 0.0
@@ -116,8 +122,10 @@ class Rescue:
     async def _do(self, work: Work[T]) -> T:
         """Do the work in a transaction, and notice when PostgreSQL was long in answering."""
         try:
-            result = await transaction(
-                self._sessions, _bounded(work), name="rescue", receipted=True
+            result = await brief(
+                self._sessions,
+                _bounded(work),
+                name="rescue",
             )
         except Locked:
             self._heard_s += LOCK_TIMEOUT_S  # PostgreSQL was there, and let it wait
@@ -158,6 +166,7 @@ class Rescue:
 
         if await self._do(mark):
             log.warning("worker.declared_lost", worker=str(lost.id), host=lost.host, pid=lost.pid)
+            self._on_loss()
 
     async def _rescue(self, worker_id: UUID) -> None:
         """Free the locks of the lost worker first, then put its jobs back into their queues."""
@@ -185,7 +194,11 @@ class Rescue:
         )
         try:
             while (
-                await transaction(self._sessions, _bounded(batch), name="tidy", receipted=True)
+                await brief(
+                    self._sessions,
+                    _bounded(batch),
+                    name="tidy",
+                )
                 == TIDY_BATCH
             ):
                 pass

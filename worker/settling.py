@@ -11,7 +11,7 @@ from db.errors import ClaimLost
 from db.ledger.claims import give_back_many
 from db.ledger.job import Claim, Reason
 from db.retry import DATABASE_ERRORS, Fault, classify, describe
-from db.transaction import transaction
+from db.transaction import brief
 from worker.ending import Ending, requeued, tried
 
 GIVE_BACK_TIMEOUT_S = 5.0
@@ -59,7 +59,11 @@ class Settling:
         """Write the ending; while PostgreSQL is away it waits in memory."""
         while True:
             try:
-                await transaction(self._sessions, ending.write, name="job.end", receipted=True)
+                await brief(
+                    self._sessions,
+                    ending.write,
+                    name="job.end",
+                )
             except ClaimLost:
                 log.warning("job.claim_lost", claim=str(held.claim_id))
                 return
@@ -82,11 +86,10 @@ class Settling:
     async def _give_back_in_time(self, claims: Sequence[Claim]) -> None:
         try:
             async with asyncio.timeout(GIVE_BACK_TIMEOUT_S):
-                given = await transaction(
+                given = await brief(
                     self._sessions,
                     lambda session: give_back_many(session, claims),
                     name="job.end",
-                    receipted=True,
                 )
         except (TimeoutError, *DATABASE_ERRORS) as error:
             for held in claims:

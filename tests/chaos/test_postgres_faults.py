@@ -29,12 +29,12 @@ from jobs.insert_rows import InsertRows
 from tests.chaos.conftest import Provoked
 from tests.invariants import check_invariants
 from tests.own_servers import OwnPostgres, own_postgres
-from tests.proxy import Cut, proxied
+from tests.proxy import Cut, Road, hushable, proxied
 from tests.sample_jobs.act_out import NOTES, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, connected
 from tests.workers import Start, WorkerProcess, environment, until
-from worker.embedded import EmbeddedPostgres
+from worker.embedded import EmbeddedPostgres, embedded_postgres
 from worker.embedded.home import give_to_postgres
 from worker.redis_pool import make_redis
 
@@ -174,9 +174,7 @@ async def test_terminated_backends_cost_nothing(
             )
             for (pid,) in chance.sample(pids, len(pids) // 2):
                 times += await eye.fetchval("SELECT pg_terminate_backend($1)::int", pid)
-        # asyncpg may say of such a connection that another operation is in progress on it, which is
-        # taken for an error of the job's own, and costs an attempt.
-        await site.recovers(time.monotonic(), attempts=1)
+        await site.recovers(time.monotonic())
         await site.check(provoked, "PostgreSQL: terminated backends", times)
 
 
@@ -314,6 +312,61 @@ async def test_a_job_waits_for_a_table_that_another_session_has_locked(
         await other.execute("COMMIT")
         await site.recovers(time.monotonic())
         await site.check(provoked, "PostgreSQL: lock timeout", 3)
+
+
+async def test_connections_that_have_become_black_holes_are_given_up(
+    database_url: str, redis_url: str, start: Start, provoked: Provoked
+) -> None:
+    """Both ends stay open, and take everything: only a clock of the worker's own can tell."""
+    async with (
+        hushable(database_url) as (wire, way),
+        site_on(database_url, redis_url, start) as site,
+    ):
+        site.env |= {"BULWARK_DATABASE_URL": way}
+        site.work()
+        await site.enqueue(3)
+        await site.recovers(time.monotonic())
+        wire.hush()
+        wire.mend()
+        since_s = time.monotonic()
+        await site.enqueue(3)
+        await site.recovers(since_s)
+        await site.check(provoked, "PostgreSQL: black-holed connections", 1)
+
+
+@pytest.mark.once
+async def test_workers_and_producers_follow_a_fail_over_at_the_same_address(
+    postgres: OwnPostgres, redis_url: str, start: Start, provoked: Provoked
+) -> None:
+    """Another server goes on with the files of the first, which has died."""
+    if not isinstance(postgres, EmbeddedPostgres):
+        pytest.skip("the files of a server in a container are not at hand")
+    road = Road(postgres.url)
+    await road.open()
+    async with site_on(postgres.url, redis_url, start, road.url) as site:
+        site.work()
+        await site.enqueue(30)
+        await asyncio.to_thread(postgres.stop, "immediate")
+        with embedded_postgres(durable=True) as other:
+            await asyncio.to_thread(take_over, postgres, other)
+            road.lead_to(other.url)
+            site.url = other.url
+            since_s = time.monotonic()
+            await site.enqueue(6)
+            await site.recovers(since_s)
+            await site.check(provoked, "PostgreSQL: fail-over to another server", 1)
+        await road.close()
+
+
+def take_over(dead: EmbeddedPostgres, other: EmbeddedPostgres) -> None:
+    """Start the other server with the files of the dead one."""
+    other.stop()
+    shutil.rmtree(other.folder)
+    shutil.copytree(dead.folder, other.folder)
+    (other.folder / "postmaster.pid").unlink(missing_ok=True)
+    for one in [other.folder, *other.folder.rglob("*")]:
+        give_to_postgres(one)
+    other.start()
 
 
 @contextmanager

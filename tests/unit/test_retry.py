@@ -108,13 +108,17 @@ def test_a_connection_that_is_lost_or_not_to_be_had_is_an_outage(error: Exceptio
     assert classify(error) is Fault.OUTAGE
 
 
+def test_a_connection_that_was_ended_in_the_midst_of_a_statement_means_a_replay() -> None:
+    words = "cannot perform operation: another operation is in progress"
+    assert classify(asyncpg.InterfaceError(words)) is Fault.CONTENTION
+
+
 @pytest.mark.parametrize(
     "error",
     [
         TimeoutError(),
         asyncio.CancelledError(),
         FileNotFoundError(2, "No such file", "heroes.csv"),
-        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
         PendingRollbackError("Can't reconnect until invalid transaction is rolled back."),
         NoResultFound("No row was found when one was required"),
         ClaimLost(),

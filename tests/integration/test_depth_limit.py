@@ -19,7 +19,6 @@ from tests.proxy import Cut, proxied
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 MOST = 3
 END_ONE = sa.text(
     "UPDATE bulwark.job SET state = 'cancelled' "

@@ -257,13 +257,16 @@ class BulkWrite:
         )
 
     async def count_the_rest(self) -> None:
-        """Commit, as one last chunk to the end of the input, that its rows were not reached."""
-        if self.position.byte >= self.input.text_bytes:
-            return
-        part, filtered = await asyncio.to_thread(self._rest)
-        counts = without_zeros({Verdict.NOT_REACHED: part.span.rows - filtered})
-        receipt = Receipt(part.number, part.span, filtered, counts)
-        await self.run.commit_chunk(part.number, part.span, already(ChunkEffect(receipt)))
+        """Commit, as one last chunk to the end of the input, that its rows were not reached.
+
+        Should a chunk be there after all, whose COMMIT was still under way, it goes on behind it.
+        """
+        while self.position.byte < self.input.text_bytes:
+            part, filtered = await asyncio.to_thread(self._rest)
+            counts = without_zeros({Verdict.NOT_REACHED: part.span.rows - filtered})
+            receipt = Receipt(part.number, part.span, filtered, counts)
+            work = already(ChunkEffect(receipt))
+            self.position = behind(await self.run.commit_chunk(part.number, part.span, work))
 
     def _rest(self) -> tuple[Part, int]:
         at = self.position

@@ -42,6 +42,15 @@ _GAPS = f"""
              WHERE chunk_no > 0 AND kind IN {_BULK}) AS spans
      WHERE next_row <> ends + 1
 """
+_UNJUDGED = f"""
+    SELECT format('job %s (%s) has %s, and its receipts end at byte %s of %s',
+                  id, kind, state, reached, (opening.detail ->> 'text_bytes')::bigint),
+           1 AS lost, 0 AS doubled
+      FROM bulwark.job JOIN bulwark.chunk AS opening ON opening.job_id = id AND chunk_no = 0,
+           LATERAL (SELECT max(end_byte) AS reached FROM bulwark.chunk WHERE job_id = id) AS read
+     WHERE state IN ('failed', 'cancelled') AND reason IS DISTINCT FROM 'poisoned'
+       AND kind IN {_BULK} AND reached < (opening.detail ->> 'text_bytes')::bigint
+"""
 _OUTCOMES = f"""
     SELECT format('job %s says %s, and its receipts say %s of %s rows',
                   id, outcome, told, done.rows), 0 AS lost, 0 AS doubled
@@ -145,6 +154,7 @@ _CHECKS = (
     _NOT_ENDED,
     _RECEIPTS,
     _GAPS,
+    _UNJUDGED,
     _OUTCOMES,
     _RECORDS,
     _AUDIT,

@@ -30,7 +30,7 @@ from worker.ending import Ending, cancelled, deferred, outlived, rejected, succe
 from worker.gathering import Batch, Gathering, Turn
 from worker.liveness import Liveness
 from worker.payload import payload_of
-from worker.settling import Settling, told_of
+from worker.settling import Settling, through_outages, told_of
 from worker.solitude import Solitude
 
 CLOSING_TIMEOUT_S = 600.0
@@ -257,8 +257,7 @@ class Executor:
         try:
             ending = await self._work_until_cancelled(held)
             if ending is not None and ending.state in (State.FAILED, State.CANCELLED):
-                knowing = replace(held, is_cancelled=ending.state == State.CANCELLED)
-                await self._close(knowing)
+                await self._close(replace(held, is_cancelled=True))
         except asyncio.CancelledError:
             await self._settling.give_back(held)
             raise
@@ -274,15 +273,16 @@ class Executor:
     async def _close(self, held: Claim) -> None:
         """Let a chunked job that has failed for good say what became of the rest of its input.
 
-        Told to stop meanwhile, the job has not failed yet: its next run fails as this one did, and
-        closes.
+        The claim is there to end the job, cancelled or not. Told to stop meanwhile, the job has not
+        failed yet: its next run fails as this one did, and closes.
         """
         if held.kind not in self.jobs or (closing := self.jobs[held.kind].closing) is None:
             return
         self.liveness.limit(held.claim_id, CLOSING_TIMEOUT_S)
         try:
             async with asyncio.timeout(CLOSING_TIMEOUT_S):
-                await closing(self._chunked(held), payload_of(self.jobs[held.kind], held))
+                payload = payload_of(self.jobs[held.kind], held)
+                await through_outages(lambda: closing(self._chunked(held), payload))
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and _is_told_to_stop():
                 raise

@@ -1,7 +1,7 @@
 """Writing how runs ended, whatever PostgreSQL does meanwhile, and at a shutdown in time."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -102,6 +102,18 @@ class Settling:
                     _given_back(held).tell(held)
                 else:
                     log.warning("job.claim_lost", claim=str(held.claim_id))
+
+
+async def through_outages(last_words: Callable[[], Awaitable[None]]) -> None:
+    """Say what is still to be said, and while PostgreSQL is away, try again and again."""
+    while True:
+        try:
+            return await last_words()
+        except DATABASE_ERRORS as error:
+            if classify(error) is not Fault.OUTAGE:
+                raise
+            log.warning("job.closing_waits", reason=describe(error))
+            await asyncio.sleep(OUTCOME_WAIT_S)  # nothing tells that PostgreSQL is back
 
 
 def told_of(held: Claim) -> Any:

@@ -41,6 +41,8 @@ async def cancel(session: AsyncSession, job_id: UUID, actor: str | None, *, at_o
         )
     )
     waits = (job.c.id == job_id, job.c.state == State.QUEUED)
+    await session.execute(sa.select(job.c.id).where(*waits).with_for_update())
+    # Only a statement that begins under the lock sees every chunk that there is.
     untouched = ~sa.exists().where(chunk.c.job_id == job_id)
     ended = await session.execute(
         sa.update(job)

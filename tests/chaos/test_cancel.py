@@ -228,6 +228,26 @@ async def test_a_cancelled_job_goes_on_where_it_was_when_it_is_retried(scene: Sc
     assert await scene.stage.notes() == ["chunk 1", "chunk 2", "chunk 3"]
 
 
+async def test_a_job_that_fails_before_it_hears_of_it_counts_the_rest_all_the_same(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("INSERT INTO team (name) VALUES ('team 6')")
+    for statement in GATED_NAMES:
+        await connection.execute(statement)
+    await scene.stage.close_gate()
+    scene.worker()
+    job_id = await scene.accept(teams(max_rejects=0))
+    await scene.stage.somebody_at_gate()
+
+    await scene.cancel(job_id)
+    await scene.stage.open_gate()
+    await scene.stage.becomes(job_id, "failed")
+
+    report = await scene.report(job_id)
+    assert report["verdicts"] == {"inserted": 5, "rejected": 1, "not_reached": 4}
+    assert report["adds_up"]
+
+
 async def test_cancellations_of_ended_jobs_are_forgotten(scene: Scene) -> None:
     job_id = await scene.accept(ActOut())
     await scene.cancel(job_id)

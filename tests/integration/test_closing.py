@@ -6,9 +6,13 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
+from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
 
+from db.engine import make_sessions
 from jobs.insert_rows import InsertRows
 from tests.inprocess import BOMB, Bench
+from tests.proxy import COMMIT, Road, proxied
 from tests.sample_jobs.act_out import GATE
 from tests.stage import Stage, waiting_for_a_lock
 from tests.workers import Start, environment, until
@@ -21,6 +25,11 @@ GATED_CLOSING = (
         WHEN (NEW.rows > 2) EXECUTE FUNCTION wait_at_gate()""",
 )
 """What closes is larger than the chunks of two rows before it."""
+GATED_ROW = (
+    GATED_CLOSING[0],
+    """CREATE TRIGGER gate BEFORE INSERT ON team FOR EACH ROW
+        WHEN (NEW.name = 'team 0') EXECUTE FUNCTION wait_at_gate()""",
+)
 
 
 async def test_rows_behind_the_last_chunk_of_a_failed_import_are_counted_as_not_reached(
@@ -138,3 +147,76 @@ async def test_an_import_that_was_given_up_does_not_succeed_at_the_next_run(
     ended = await stage.becomes(job_id, "failed")
     assert (ended["reason"], ended["attempt"]) == ("rejected", 1)
     assert await bench.counts(job_id) == {"not_reached": 3}
+
+
+async def test_the_rest_is_counted_though_postgresql_was_away_when_the_job_had_failed(
+    database_url: str, bench: Bench, stage: Stage
+) -> None:
+    road = Road(database_url)
+    await road.open()
+    engine = create_async_engine(road.url)
+    away = Bench(make_sessions(engine), database_url)
+    names = ["Red", "Red", "Blue", "Green", "White"]
+    rows: list[dict[str, Any]] = [{"name": name} for name in names]
+    for statement in GATED_CLOSING:
+        await stage.value(statement)
+    await stage.close_gate()
+    payload = InsertRows(table="team", rows=rows, chunk_rows=2, on_invalid="abort")
+    job_id = (await bench.producer.enqueue(payload)).job_id
+    executor = await away.register()
+    with capture_logs() as logs:
+        delivery = asyncio.create_task(executor.deliver(job_id))
+        await stage.somebody_at_gate()
+        await road.close()
+
+        async def waits() -> bool:
+            return any(one["event"] == "job.closing_waits" for one in logs)
+
+        await until(waits, "the worker has used up its tries")
+    await road.open()
+    await stage.open_gate()
+    await delivery
+    await road.close()
+    await engine.dispose()
+
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+    assert await bench.counts(job_id) == {"inserted": 1, "rejected": 1, "not_reached": 3}
+
+
+async def test_a_chunk_whose_commit_was_still_under_way_is_counted_once_and_the_rest_behind_it(
+    database_url: str, bench: Bench, stage: Stage
+) -> None:
+    """The job is cancelled when its COMMIT is on the way."""
+    async with proxied(database_url) as (proxy, way):
+        engine = create_async_engine(way)
+        executor = await Bench(make_sessions(engine), database_url).register()
+        rows: list[dict[str, Any]] = [{"name": f"team {number}"} for number in range(6)]
+        for statement in GATED_ROW:
+            await stage.value(statement)
+        await stage.close_gate()
+        payload = InsertRows(table="team", rows=rows, chunk_rows=2)
+        job_id = (await bench.producer.enqueue(payload)).job_id
+        delivery = asyncio.create_task(executor.deliver(job_id))
+        await stage.somebody_at_gate()
+        proxy.hold(COMMIT)
+        await stage.open_gate()
+        await proxy.holds.wait()
+        executor.cancel(executor.running[0])
+        await until(lambda: waits_for_a_receipt(stage), "closing waits for the chunk")
+        proxy.release()
+        await delivery
+        await engine.dispose()
+
+    assert await stage.ended_as(job_id) == ("cancelled", None, 0)
+    assert await bench.counts(job_id) == {"inserted": 2, "not_reached": 4}
+    assert (await bench.report(job_id)).adds_up
+
+
+async def waits_for_a_receipt(stage: Stage) -> bool:
+    """Whether an insert of a receipt waits for another transaction with the same."""
+    return bool(
+        await stage.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO bulwark.chunk%'"
+        )
+    )

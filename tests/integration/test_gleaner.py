@@ -180,19 +180,17 @@ async def test_free_slots_are_filled_from_redis_when_few_jobs_are_taken_up(
     assert heard == [missed, *rung[:2]]
 
 
-async def test_jobs_of_low_priority_are_taken_up_as_slots_for_them_are_free(
+async def test_jobs_of_low_priority_are_waited_for_by_no_other(
     gleaner: Gleaner, producer: Producer, redis: ArqRedis, ear: Ear
 ) -> None:
     low = [await rung_in_vain(redis, producer, ActOut(), priority=-1) for _ in range(3)]
     high = await rung_in_vain(redis, producer, ActOut())
-    task = asyncio.create_task(gleaner.glean())
-    heard: list[list[UUID]] = []
-    while not task.done():
-        messages = await ear.claim(3, 1)
-        if messages:
-            heard.append([job_id_of(one.arq_id.decode()) for one in messages])
-        await asyncio.wait([task], timeout=0.01)
-    assert heard == [[low[0], high], [low[1]], [low[2]]]
+    gleaning = asyncio.create_task(gleaner.glean())
+    first = await until(lambda: ear.claim(3, 1), "jobs are taken up")
+    await gleaning
+    later = [await ear.claim(3, 1) for _ in range(3)]
+    heard = [[job_id_of(one.arq_id.decode()) for one in some] for some in (first, *later)]
+    assert heard == [[high, low[0]], [low[1]], [low[2]], []]
 
 
 async def test_while_redis_is_away_it_is_told_once_and_then_gone_on(

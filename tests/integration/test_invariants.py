@@ -42,6 +42,14 @@ PAYLOADS = [
     WriteNotes(chunks=2),
 ]
 
+UNJUDGED = """
+    WITH a_job AS (SELECT job_id FROM bulwark.chunk JOIN bulwark.job ON job.id = job_id
+                    WHERE kind = 'insert_rows' AND chunk_no = 2 LIMIT 1),
+         failed AS (UPDATE bulwark.job SET outcome = NULL WHERE id IN (SELECT * FROM a_job))
+    UPDATE bulwark.chunk SET detail = jsonb_set(detail, '{text_bytes}', '1000000')
+     WHERE chunk_no = 0 AND job_id IN (SELECT * FROM a_job)
+"""
+
 
 @pytest.fixture
 async def books(bench: Bench, stage: Stage) -> None:
@@ -81,6 +89,7 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
             "of another",
         ),
         ("DELETE FROM bulwark.verdict WHERE verdict = 'missing'", 1, 0, "0 are recorded"),
+        (UNJUDGED, 1, 0, "its receipts end at byte"),
         (
             (
                 "UPDATE bulwark.chunk SET counts = '{\"inserted\": 3}' "

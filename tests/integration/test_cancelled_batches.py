@@ -138,6 +138,23 @@ async def test_jobs_that_are_to_stop_at_once_end_before_the_others_are_done_one_
     assert not executor.liveness._deadlines
 
 
+async def test_a_job_that_runs_by_itself_after_that_is_stopped_at_once_as_well(
+    stage: Stage, bench: Bench
+) -> None:
+    executor = await bench.register()
+    orders = [TakeDown(note="a", then="hang"), TakeDown(note="b"), TakeDown(note="c")]
+    job_ids = await accept(bench, *orders, timeout_s=600)
+    delivery = begin(executor, job_ids[0])
+    async with cancelling(bench, executor):
+        for job_id in (job_ids[1], job_ids[0]):
+            await stage.becomes(job_id, "running")
+            await cancel_all(bench, job_id, at_once=True)
+            await stage.becomes(job_id, "cancelled")
+        await delivery
+    assert await ends(stage, job_ids) == [CANCELLED, CANCELLED, SUCCEEDED]
+    assert await stage.notes() == ["c"]
+
+
 async def test_a_batch_is_given_back_when_its_worker_stops_while_it_is_being_cancelled(
     stage: Stage, bench: Bench
 ) -> None:

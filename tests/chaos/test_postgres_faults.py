@@ -314,23 +314,24 @@ async def test_a_job_waits_for_a_table_that_another_session_has_locked(
         await site.check(provoked, "PostgreSQL: lock timeout", 3)
 
 
+@pytest.mark.once
 async def test_connections_that_have_become_black_holes_are_given_up(
     database_url: str, redis_url: str, start: Start, provoked: Provoked
 ) -> None:
     """Both ends stay open, and take everything: only a clock of the worker's own can tell."""
-    async with (
-        hushable(database_url) as (wire, way),
-        site_on(database_url, redis_url, start) as site,
-    ):
-        site.env |= {"BULWARK_DATABASE_URL": way}
-        site.work()
-        await site.enqueue(3)
-        await site.recovers(time.monotonic())
-        wire.hush()
-        wire.mend()
-        since_s = time.monotonic()
-        await site.enqueue(3)
-        await site.recovers(since_s)
+    async with site_on(database_url, redis_url, start) as site:
+        async with hushable(database_url) as (wire, way):
+            site.env |= {"BULWARK_DATABASE_URL": way}
+            site.work()
+            await site.enqueue(3)
+            await site.recovers(time.monotonic())
+            wire.hush()
+            wire.mend()
+            since_s = time.monotonic()
+            await site.enqueue(3)
+            await site.recovers(since_s)
+            (worker,) = site.workers
+            assert await asyncio.to_thread(worker.terminate) == 0
         await site.check(provoked, "PostgreSQL: black-holed connections", 1)
 
 
@@ -345,6 +346,7 @@ async def test_workers_and_producers_follow_a_fail_over_at_the_same_address(
     await road.open()
     async with site_on(postgres.url, redis_url, start, road.url) as site:
         site.work()
+        await site.until_said("worker.started")
         await site.enqueue(30)
         await asyncio.to_thread(postgres.stop, "immediate")
         with embedded_postgres(durable=True) as other:

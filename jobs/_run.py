@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db import steps
+from db.errors import Cancelled
 from db.ledger import audit, cancellation, chunk, job, progress, verdict
 from db.ledger.audit import Changes, Entry
 from db.ledger.chunk import Receipt, Span
@@ -72,8 +73,7 @@ class ChunkedRun:
 
         async def unit(session: AsyncSession) -> ChunkEffect | Receipt:
             await turn.begin()
-            await job.fence(session, self.claim, CHUNK_LIMITS)
-            steps.reached(Step.FENCED)
+            await self._fence(session, (chunk_no, span))
             await chunk.take_receipt(session, self.claim, chunk_no, span)
             steps.reached(Step.RECEIPTED)
             effect = await work(session)
@@ -101,11 +101,14 @@ class ChunkedRun:
         before. Raises ClaimLost, and Cancelled behind any chunk.
         """
 
+        first: tuple[int, Span] | None = None
+
         async def unit(session: AsyncSession) -> list[ChunkEffect]:
-            await job.fence(session, self.claim, CHUNK_LIMITS)
-            steps.reached(Step.FENCED)
+            await self._fence(session, first)
 
             async def take(chunk_no: int, span: Span) -> None:
+                nonlocal first
+                first = first or (chunk_no, span)
                 await chunk.take_receipt(session, self.claim, chunk_no, span)
                 steps.reached(Step.RECEIPTED)
 
@@ -154,6 +157,19 @@ class ChunkedRun:
             name="job.pause",
             receipted=True,
         )
+
+    async def _fence(self, session: AsyncSession, tried: tuple[int, Span] | None) -> None:
+        """Fence; where an earlier try has committed what was tried, that wins over a cancellation.
+
+        Its answer may have been lost, and the job cancelled before it was asked for again.
+        """
+        try:
+            await job.fence(session, self.claim, CHUNK_LIMITS)
+        except Cancelled:
+            if tried is not None:
+                await chunk.take_receipt(session, self.claim, *tried)
+            raise
+        steps.reached(Step.FENCED)
 
     async def _record(self, session: AsyncSession, effect: ChunkEffect) -> None:
         number = effect.receipt.chunk_no

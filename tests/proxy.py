@@ -48,17 +48,20 @@ class Proxy(Carrier):
     def hold(self, at: bytes) -> None:
         """Keep back the next message with these bytes in it, and what follows, until `release`."""
         self._held_at = at
+        self._released = asyncio.Event()
+        self.holds.clear()
 
     def release(self) -> None:
-        """Let through what is held, from now on."""
+        """Let through what is held."""
         self._released.set()
 
     async def let_pass(self, block: bytes) -> None:
         """Return once the block may go on."""
         if self._held_at is not None and self._held_at in block:
             self._held_at = None
+            released = self._released
             self.holds.set()
-            await self._released.wait()
+            await released.wait()
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
         try:

@@ -24,10 +24,14 @@ log = structlog.get_logger("bulwark.execution")
 
 @dataclass(frozen=True)
 class Done:
-    """What was committed for the jobs that were still owned, and the claims that were lost."""
+    """What was committed for the jobs that were still owned, and the claims for which nothing was.
+
+    The `cancelled` ones still own their jobs, which are to be ended.
+    """
 
     results: list[tuple[Claim, Outcome | Rejected]] = field(default_factory=list)
     lost: list[Claim] = field(default_factory=list)
+    cancelled: list[Claim] = field(default_factory=list)
 
 
 async def commit_together(
@@ -35,7 +39,7 @@ async def commit_together(
 ) -> Done:
     """Do all these jobs at once, or none; the receipt is that they have ended by these claims.
 
-    A job that was taken back is left out. Raises whatever the batch form raises.
+    A job that was taken back, or cancelled, is left out. Raises whatever the batch form raises.
     """
     longest_s = max(held.timeout_s for held in claims)
     limits = Limits(statement_s=longest_s, idle_s=longest_s)
@@ -44,14 +48,16 @@ async def commit_together(
 
     async def unit(session: AsyncSession) -> Done:
         nonlocal tried
-        owned = await fence_many(session, claims, limits)
+        fenced = await fence_many(session, claims, limits)
         steps.reached(Step.FENCED)
+        owned = fenced.open | fenced.cancelled
         lost = [held for held in claims if held.job_id not in owned]
         if tried is not None and lost and await _have_ended(session, lost):
             raise AlreadyCommitted(tried)
-        mine = [held for held in claims if held.job_id in owned]
+        mine = [held for held in claims if held.job_id in fenced.open]
         read = [(held, payloads[held.job_id]) for held in mine]
-        tried = Done(await _results(session, declared, read), lost)
+        cancelled = [held for held in claims if held.job_id in fenced.cancelled]
+        tried = Done(await _results(session, declared, read), lost, cancelled)
         steps.reached(Step.APPLIED)
         await end_many(session, [end_of(held, result) for held, result in tried.results])
         for held, result in tried.results:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -26,6 +26,7 @@ from jobs._housekeeping import Housekeeping
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
 from worker.batching import commit_together, tell_done
+from worker.cancelling import Running, is_told_to_stop
 from worker.ending import Ending, cancelled, deferred, outlived, rejected, succeeded, tried
 from worker.gathering import Batch, Gathering, Turn
 from worker.liveness import Liveness
@@ -60,11 +61,10 @@ class Executor:
     solitude: Solitude = field(default_factory=Solitude)
     unclaimed: set[UUID] = field(default_factory=set)
     silence: Silence = _leave_rings
+    running: Running = field(default_factory=Running)
     _deliveries: set[asyncio.Task[Any]] = field(default_factory=set)
     _gatherings: defaultdict[str, Gathering] = field(default_factory=lambda: defaultdict(Gathering))
     _turned_away: set[UUID] = field(default_factory=set)
-    _running: dict[UUID, asyncio.Task[Any]] = field(default_factory=dict)
-    _cancelled: set[UUID] = field(default_factory=set)
     _stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -76,17 +76,6 @@ class Executor:
             self._stopping = True
             for task in self._deliveries:
                 task.cancel()
-
-    @property
-    def running(self) -> list[UUID]:
-        """The claims whose jobs are being run, each by itself."""
-        return list(self._running)
-
-    def cancel(self, claim_id: UUID) -> None:
-        """Stop the claim's job wherever it is, if it still runs; it ends as cancelled."""
-        if claim_id in self._running and claim_id not in self._cancelled:
-            self._cancelled.add(claim_id)
-            self._running[claim_id].cancel()
 
     async def idle(self) -> None:
         """Wait until no delivery is being carried out."""
@@ -211,9 +200,7 @@ class Executor:
 
     async def _run_together(self, declared: Job[Any], claims: Sequence[Claim]) -> None:
         """Run them in one transaction; should it fail, run each by itself, to find the guilty."""
-        if len(claims) > 1 and await self._try_together(declared, claims):
-            return
-        waiting = deque(claims)
+        waiting = deque(await self._try_together(declared, claims) if len(claims) > 1 else claims)
         try:
             while waiting:
                 held = waiting.popleft()
@@ -223,33 +210,40 @@ class Executor:
             await self._settling.give_back_many(waiting)
             raise
 
-    async def _try_together(self, declared: Job[Any], claims: Sequence[Claim]) -> bool:
-        """Run them in one transaction; tell whether that has succeeded."""
+    async def _try_together(self, declared: Job[Any], claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Run them in one transaction; return those that still have to be run, each by itself.
+
+        When one of them is cancelled on the way, that are all, it first; its fence then tells it.
+        """
         failed = log.bind(kind=declared.kind, jobs=len(claims))
         limit_s = max(held.timeout_s for held in claims)
+        stopped: Collection[UUID] = ()
         for held in claims:
             self.liveness.limit(held.claim_id, limit_s)
             with told_of(held):
                 log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
         try:
             async with asyncio.timeout(limit_s):
-                done = await commit_together(self.sessions, declared, claims)
+                with self.running.under([held.claim_id for held in claims]) as stopped:
+                    done = await commit_together(self.sessions, declared, claims)
         except asyncio.CancelledError:
-            if _is_told_to_stop():
+            if is_told_to_stop():
                 await self._settling.give_back_many(claims)
                 raise
             failed.warning("batch.failed", reason="it was cancelled from within")
-            return False
+        except Cancelled as error:
+            failed.warning("batch.failed", reason=describe(error))
         except (Exception, SystemExit) as error:
             ours = not isinstance(error, (*DATABASE_ERRORS, Rejected, TryLater))
             failed.warning("batch.failed", reason=describe(error), exc_info=ours)
-            return False
+        else:
+            tell_done(done)
+            steps.reached(Step.ENDED)
+            return done.cancelled
         finally:
             for held in claims:
                 self.liveness.unlimit(held.claim_id)
-        tell_done(done)
-        steps.reached(Step.ENDED)
-        return True
+        return sorted(claims, key=lambda held: held.claim_id not in stopped)
 
     async def _run(self, held: Claim) -> None:
         log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
@@ -284,29 +278,20 @@ class Executor:
                 payload = payload_of(self.jobs[held.kind], held)
                 await through_outages(lambda: closing(self._chunked(held), payload))
         except (Exception, SystemExit, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_told_to_stop():
+            if isinstance(error, asyncio.CancelledError) and is_told_to_stop():
                 raise
             log.warning("job.not_closed", claim=str(held.claim_id), reason=describe(error))
 
     async def _work_until_cancelled(self, held: Claim) -> Ending | None:
         """Do the job, unless it is cancelled, before it begins, on its way, or at once."""
-        chunked = held.kind in self.jobs and self.jobs[held.kind].chunked
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[held.claim_id] = task
         try:
-            if held.is_cancelled:
-                raise Cancelled
-            return await self._work(held)
+            with self.running.under([held.claim_id]):
+                if held.is_cancelled:
+                    raise Cancelled
+                return await self._work(held)
         except Cancelled:
+            chunked = held.kind in self.jobs and self.jobs[held.kind].chunked
             return cancelled(held, chunked=chunked)
-        except asyncio.CancelledError:
-            if held.claim_id not in self._cancelled or task.uncancel():
-                raise
-            return cancelled(held, chunked=chunked)
-        finally:
-            del self._running[held.claim_id]
-            self._cancelled.discard(held.claim_id)
 
     async def _work(self, held: Claim) -> Ending | None:
         """Do the job; None when its end is committed already, otherwise what has to be written."""
@@ -326,7 +311,7 @@ class Executor:
         except (ClaimLost, Cancelled):
             raise
         except asyncio.CancelledError:
-            if _is_told_to_stop():
+            if is_told_to_stop():
                 raise
             return tried(held, None, "it was cancelled from within")
         except (Exception, SystemExit) as error:
@@ -367,9 +352,3 @@ class Executor:
         done = await transaction(self.sessions, unit, name=f"job.{held.kind}", receipted=True)
         steps.reached(Step.COMMITTED)
         return done
-
-
-def _is_told_to_stop() -> bool:
-    """Whether a cancellation came from outside, and not out of the job's own awaiting."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

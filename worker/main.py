@@ -231,7 +231,7 @@ class Process:
             asyncio.create_task(rescue.run_forever(), name="rescue"),
             asyncio.create_task(scheduler.run_forever(), name="schedule"),
             asyncio.create_task(gleaner.run_forever(), name="glean"),
-            asyncio.create_task(Canceller(sessions, executor).run_forever(), name="cancel"),
+            asyncio.create_task(Canceller(sessions, executor.running).run_forever(), name="cancel"),
         ]
         if settings.listen_url is not None:
             listener = self._make_listener(settings.listen_url, self._relay)

@@ -151,20 +151,31 @@ _IDS = (sa.bindparam("job_ids", type_=_uuids), sa.bindparam("claim_ids", type_=_
 _FENCE = sa.text(
     f"""
     WITH limits AS MATERIALIZED ({SET_LIMITS})
-    SELECT job.id FROM limits, {_THESE}, bulwark.job AS job
+    SELECT job.id, {IS_CANCELLED} FROM limits, {_THESE}, bulwark.job AS job
      WHERE {_ARE_THESE} AND job.state = 'running'
      ORDER BY job.id FOR SHARE OF job
     """
 ).bindparams(*_IDS)
 
 
-async def fence_many(session: AsyncSession, claims: Sequence[Claim], limits: Limits) -> set[UUID]:
-    """Keep those of the jobs that these claims still own until the transaction ends; return them.
+@dataclass(frozen=True)
+class Fenced:
+    """The jobs that claims still own: which may go on, and which were cancelled."""
 
-    Nothing may be committed for the others.
+    open: frozenset[UUID]
+    cancelled: frozenset[UUID]
+
+
+async def fence_many(session: AsyncSession, claims: Sequence[Claim], limits: Limits) -> Fenced:
+    """Keep those of the jobs that these claims still own until the transaction ends.
+
+    Nothing may be committed for those that are not open.
     """
-    rows = await session.execute(_FENCE, {**_these(claims), **limits.parameters})
-    return set(rows.scalars())
+    owned = (await session.execute(_FENCE, {**_these(claims), **limits.parameters})).all()
+    return Fenced(
+        frozenset(job_id for job_id, is_cancelled in owned if not is_cancelled),
+        frozenset(job_id for job_id, is_cancelled in owned if is_cancelled),
+    )
 
 
 _LEFT_AS = sa.text(

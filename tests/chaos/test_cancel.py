@@ -18,6 +18,7 @@ from jobs._producer import Producer
 from jobs.insert_rows import InsertRows
 from tests.command_line import Cli, make_cli, sentence
 from tests.sample_jobs.act_out import GATE, ActOut
+from tests.sample_jobs.take_down import TakeDown
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, WorkerProcess, environment, until
@@ -193,6 +194,28 @@ async def test_a_job_of_one_transaction_is_stopped_at_once_and_its_worker_goes_o
 
     assert (told["state"], told["outcome"]) == ("cancelled", None)
     assert await scene.stage.notes() == ["healthy"]
+    assert worker.terminate() == 0
+
+
+async def test_a_job_in_a_batch_is_stopped_at_once_and_the_others_do_their_work_once(
+    scene: Scene,
+) -> None:
+    orders = [TakeDown(note="a"), TakeDown(note="b", then="hang_together"), TakeDown(note="c")]
+    accepted = await scene.producer.enqueue_many(orders, timeout_s=600)
+    first, second, third = [one.job_id for one in accepted]
+    worker = scene.worker()
+    await scene.stage.becomes(third, "running")
+
+    told = await scene.cancel(first, "--now")
+    await scene.stage.becomes(first, "cancelled")
+    for job_id in (second, third):
+        await scene.stage.becomes(job_id, "succeeded")
+
+    assert told["state"] == "running"
+    assert await scene.stage.notes() == ["b", "c"]
+    assert [await scene.stage.ended_as(one) for one in (second, third)] == [
+        ("succeeded", None, 0)
+    ] * 2
     assert worker.terminate() == 0
 
 

@@ -1,4 +1,4 @@
-"""The table of the faults that were provoked, and what each has cost."""
+"""The table of the faults that were provoked, what each has cost, and which were not provoked."""
 
 import json
 from collections import defaultdict
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 PROPERTY = "bulwark.fault"
+PROVOKES = "bulwark.provokes"
+"""Marks the reports of tests that are to provoke a fault, by the name of the test."""
 MOST_RECOVERY_S = {"SIGKILL": 25.0, "Redis": 5.0}
 """How long recovery may take from the faults whose names begin so."""
 COLUMNS = (
@@ -87,12 +89,16 @@ class Row:
 
 
 class FaultTable:
-    """Adds up what the tests have said, also those in other processes."""
+    """Adds up what the tests have said, also those in other processes, and tells of the skipped."""
 
     def __init__(self) -> None:
         self._rows: defaultdict[str, Row] = defaultdict(Row)
+        self._skipped: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = dict(report.user_properties).get(PROVOKES)
+        if report.skipped and test is not None:
+            self._skipped.append(f"not provoked: {_reason(report)} ({test})")
         if report.when == "call":
             for name, value in report.user_properties:
                 if name == PROPERTY:
@@ -103,7 +109,23 @@ class FaultTable:
         table = Table(*COLUMNS, title="Faults provoked")
         for fault, row in sorted(self._rows.items()):
             table.add_row(fault, *row.cells())
-        Console(width=140).print(table)
+        console = Console(width=140)
+        console.print(table)
+        for line in self._skipped:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Why the test was skipped."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the reports of a test tell that it is to provoke a fault, even if it never says so."""
+    if "provoked" in getattr(item, "fixturenames", ()):
+        item.user_properties.append((PROVOKES, item.name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,9 +1,10 @@
 """The table of the faults that were provoked, what each has cost, and which were not provoked."""
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Protocol
 
@@ -11,7 +12,11 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-PROPERTY = "bulwark.fault"
+from tests.every_kind import Field
+from tests.inprocess import Bench
+from tests.stage import Stage
+
+FAULT = "bulwark.fault"
 PROVOKES = "bulwark.provokes"
 """Marks the reports of tests that are to provoke a fault, by the name of the test."""
 MOST_RECOVERY_S = {"SIGKILL": 25.0, "Redis": 5.0}
@@ -56,7 +61,7 @@ def provoked(record_property: Callable[[str, object], None]) -> Provoked:
         recovery_s: Sequence[float] = (),
     ) -> None:
         row = Row(times, jobs, lost, doubled, [*recovery_s])
-        record_property(PROPERTY, json.dumps([fault, *vars(row).values()]))
+        record_property(FAULT, json.dumps([fault, *vars(row).values()]))
         assert (lost, doubled) == (0, 0), f"{fault}: {lost} effects lost, {doubled} doubled"
         for name, most_s in MOST_RECOVERY_S.items():
             if fault.startswith(name) and recovery_s:
@@ -65,7 +70,13 @@ def provoked(record_property: Callable[[str, object], None]) -> Provoked:
     return say
 
 
-@dataclass
+@pytest.fixture
+def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
+    """Tasks of every kind, and what must be there when they are done."""
+    return Field(bench, stage, database_url, tmp_path)
+
+
+@dataclasses.dataclass
 class Row:
     """What became of one fault."""
 
@@ -73,7 +84,7 @@ class Row:
     jobs: int = 0
     lost: int = 0
     doubled: int = 0
-    recovery_s: list[float] = field(default_factory=list)
+    recovery_s: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Row") -> None:
         self.times += other.times
@@ -101,7 +112,7 @@ class FaultTable:
             self._skipped.append(f"not provoked: {_reason(report)} ({test})")
         if report.when == "call":
             for name, value in report.user_properties:
-                if name == PROPERTY:
+                if name == FAULT:
                     fault, *row = json.loads(str(value))
                     self._rows[fault].add(Row(*row))
 

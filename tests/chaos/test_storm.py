@@ -90,11 +90,22 @@ class Storm:
         while loop.time() < ends_s:
             due = due or self.chance.sample(faults, len(faults))  # each before any comes again
             fault = due.pop()
+            self.replace_refused()
             next_s = loop.time() + INTERVAL_S
             self.happened.append(fault.__name__)
             await fault()
             await asyncio.sleep(next_s - loop.time())  # the pace of the storm
         await asyncio.gather(*self._beside)
+
+    def replace_refused(self) -> None:
+        """Start anew what has found a server away at its start and ended, as a supervisor would."""
+        for at, one in enumerate(self.workers):
+            if not one.running and not has_started(one):
+                self.workers[at] = self.start(0)
+
+    async def all_are_up(self) -> bool:
+        self.replace_refused()
+        return all(map(has_started, self.workers))
 
     def _one(self) -> int:
         return self.chance.randrange(len(self.workers))
@@ -194,6 +205,10 @@ class Storm:
                 await asyncio.sleep(self.chance.uniform(1.0, 2.0))  # so long there is none
 
 
+def has_started(worker: WorkerProcess) -> bool:
+    return any(one["event"] == "worker.started" for one in worker.events())
+
+
 @asynccontextmanager
 async def storm_over(start: Start, workers: int, seed: int, folder: Path) -> AsyncIterator[Storm]:
     with own_postgres(durable=True) as postgres, own_redis() as valkey:
@@ -209,6 +224,7 @@ async def storm_over(start: Start, workers: int, seed: int, folder: Path) -> Asy
                 chance = random.Random(seed)
                 storm = Storm(chance, postgres, valkey, wire, start_off, producer, sessions)
                 storm.workers = [start_off(0) for _ in range(workers)]
+                await until(storm.all_are_up, "the workers have started")
                 yield storm
 
 
@@ -276,7 +292,8 @@ async def test_jobs_of_every_kind_take_effect_once_in_a_storm_of_faults(
             await enqueue_all(storm, storm.held_back, 0)
 
         async def all_ended() -> bool:
-            return await open_jobs(url) == 0
+            storm.replace_refused()
+            return await open_jobs(url) == 0 and await storm.all_are_up()
 
         await until(all_ended, f"all jobs have ended (CHAOS_SEED={seed})", CALM_AGAIN_S)
         calm_s = time.monotonic() - over_s

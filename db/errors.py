@@ -8,6 +8,7 @@ BulwarkError
 ├── Race
 ├── ClaimLost
 ├── Cancelled
+├── QueueTooDeep
 ├── NotAtHead
 ├── BadKey
 ├── SealsBroken
@@ -55,6 +56,16 @@ class ClaimLost(BulwarkError):
 
 class Cancelled(BulwarkError):
     """Somebody has cancelled the job; it goes no further."""
+
+
+class QueueTooDeep(BulwarkError):
+    """More jobs would wait in a queue than may; none was written."""
+
+    def __init__(self, queue: str, waiting: int, most: int) -> None:
+        super().__init__()
+        self.queue = queue
+        self.waiting = waiting
+        self.most = most
 
 
 class NotAtHead(BulwarkError):

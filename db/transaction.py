@@ -63,7 +63,8 @@ async def transaction(
     its result when the receipt is there. For other work CommitUnknown is raised.
 
     A try that takes longer than `try_within_s`, which only receipted work may have, is given up as
-    on a lost connection. Raises NestedTransaction inside another transaction, also from a task started there.
+    on a lost connection. Raises NestedTransaction inside another transaction, also from a task
+    started there.
     """
     with _outermost(name):
         replays, cancels = _Replays(name, receipted), _cancels()

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +17,9 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from uuid6 import uuid7
 
-from db.ledger import depth, job, ring
+from db.errors import QueueTooDeep
+from db.ledger import ring
+from db.ledger.acceptance import insert_jobs
 from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS
 from db.transaction import look, transaction
@@ -213,12 +214,16 @@ class Producer:
             ]
         ids = {one.job_id for one in accepted if one.created}
         new = [row for row in rows if row["id"] in ids]
-        written = await job.insert_jobs(
-            session, new, run_at, rung=self._bell is not None, heeds_depth=self._heeds_depth
-        )
-        if new and not written:
-            await _require_room(session, new)
-        rings = [one for one in written if one.number > 0]
+        try:
+            rings = await insert_jobs(
+                session, new, run_at, rung=self._bell is not None, heeds_depth=self._heeds_depth
+            )
+        except QueueTooDeep as full:
+            raise QueueFull(
+                f"the queue {full.queue} holds {full.waiting:,} jobs and {full.most:,} may wait "
+                "there; enqueue later, when workers have caught up, or let more wait with "
+                "`bulwark limit`"
+            ) from None
         after_commit(session, lambda: self._ring(rings))
         return accepted
 
@@ -239,15 +244,6 @@ class Producer:
         with suppress(*DATABASE_ERRORS):
             async with asyncio.timeout(RING_TIMEOUT_S):
                 await look(self._sessions, lambda session: ring.ring_again(session, job_ids))
-
-
-async def _require_room(session: AsyncSession, rows: Sequence[Mapping[str, Any]]) -> None:
-    full = await depth.find_full(session, Counter(row["queue"] for row in rows))
-    if full is not None:
-        raise QueueFull(
-            f"the queue {full.queue} holds {full.queued:,} jobs and {full.most:,} may wait there; "
-            "enqueue later, when workers have caught up, or let more wait with `bulwark limit`"
-        )
 
 
 def _given(value: T | None, default: T) -> T:

@@ -135,7 +135,7 @@ def valkey() -> Iterator[OwnRedis]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_left_as_it_was() -> Iterator[None]:
     """The command line configures the logging of its process, which is the tests' here."""
     root = logging.getLogger()

@@ -61,7 +61,10 @@ class Proxy(Carrier):
             await self._released.wait()
 
     async def _carry(self, client: StreamReader, to_client: StreamWriter) -> None:
-        server, to_server = await self._connect()
+        try:
+            server, to_server = await self._connect()
+        except OSError:  # the client, whose connection ends now, finds the server away
+            return
         conversation = _Conversation(self, to_client, to_server)
         try:
             await asyncio.gather(conversation.ask(client), conversation.answer(server))

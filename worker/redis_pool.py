@@ -71,6 +71,11 @@ async def may_evict(redis: Redis) -> bool:
     return bool(memory["maxmemory"]) and memory["maxmemory_policy"] != "noeviction"
 
 
+async def run_id_of(redis: Redis) -> str:
+    """What tells one run of the server from the next; empty where the server does not say."""
+    return str((await redis.info("server")).get("run_id", ""))
+
+
 async def require_lasting(redis: Redis) -> None:
     """Raise EvictingRedis on a server that may evict."""
     if await may_evict(redis):

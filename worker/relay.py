@@ -16,7 +16,7 @@ from db.retry import DATABASE_ERRORS, describe
 from db.transaction import brief, look
 from jobs._bell import Bell, job_id_of
 from worker.outage import Outage
-from worker.redis_pool import may_evict
+from worker.redis_pool import may_evict, run_id_of
 
 BATCH = 1000
 MARK_KEY = "bulwark:relay:mark:{run_id}"
@@ -215,5 +215,4 @@ class Relay:
 
 async def mark_key(redis: Redis) -> str:
     """Of the run of Redis: one that was restarted may have read an old copy, mark and all."""
-    server = await redis.info("server")
-    return MARK_KEY.format(run_id=server.get("run_id", ""))
+    return MARK_KEY.format(run_id=await run_id_of(redis))

@@ -1,10 +1,9 @@
 """How many jobs may wait in a queue before producers are turned away."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP, insert
+from sqlalchemy.dialects.postgresql import TIMESTAMP, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
@@ -55,27 +54,3 @@ _DEPTHS = sa.text(
 async def read_depths(session: AsyncSession) -> list[Depth]:
     """Every queue in which jobs wait, or that has a limit."""
     return [Depth(**row) for row in (await session.execute(_DEPTHS)).mappings()]
-
-
-_LIMITED = sa.text(
-    """
-    SELECT allowed.queue, allowed.most,
-           (SELECT count(*) FROM (SELECT FROM bulwark.job
-                                   WHERE state = 'queued' AND queue = allowed.queue
-                                   LIMIT allowed.most + 1) AS waiting) AS queued
-      FROM bulwark.depth_limit AS allowed WHERE allowed.queue = ANY (:queues)
-    """
-).bindparams(sa.bindparam("queues", type_=ARRAY(sa.Text)))
-
-
-async def find_full(session: AsyncSession, more: Mapping[str, int]) -> Depth | None:
-    """A queue that would be too deep with so many more jobs, if there is one.
-
-    Producers that ask at the same time do not see each other's jobs: a limit is exceeded by what
-    they are just accepting.
-    """
-    limited = await session.execute(_LIMITED, {"queues": list(more)})
-    for row in limited.mappings():
-        if row["queued"] + more[row["queue"]] > row["most"]:
-            return Depth(**row)
-    return None

@@ -4,15 +4,15 @@ States: queued → running → succeeded | failed | cancelled; running → queue
 other change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
@@ -161,83 +161,6 @@ class Limits:
 
 
 BRIEF = Limits(statement_s=30.0, idle_s=10.0, lock_s=2.0)
-
-
-_INSERT = sa.text(
-    """
-    WITH new AS MATERIALIZED (
-        SELECT * FROM unnest(:id, :kind, :payload, :queue, :priority, :max_attempts, :timeout_s,
-                             :actor, :correlation_id)
-            AS new (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
-                    correlation_id)
-    ), too_deep AS MATERIALIZED (
-        SELECT FROM (SELECT queue, count(*) AS jobs FROM new GROUP BY queue) AS more
-          JOIN bulwark.depth_limit AS allowed USING (queue)
-         WHERE :heeds_depth
-           AND jobs + (SELECT count(*) FROM (SELECT FROM bulwark.job
-                                              WHERE state = 'queued' AND queue = allowed.queue
-                                              LIMIT allowed.most) AS waiting) > allowed.most
-    )
-    INSERT INTO bulwark.job (id, kind, payload, queue, priority, max_attempts, timeout_s, actor,
-                             correlation_id, run_at, ring, next_ring_at)
-    SELECT new.id, new.kind, new.payload::jsonb, new.queue, new.priority, new.max_attempts,
-           new.timeout_s, new.actor, new.correlation_id, due.at,
-           CASE WHEN :rung AND due.at <= now() THEN 1 ELSE 0 END,
-           CASE WHEN :rung AND due.at <= now() THEN now() + :again ELSE due.at END
-      FROM new, (SELECT coalesce(:run_at, now())) AS due (at)
-     WHERE NOT EXISTS (SELECT FROM too_deep)
-     ORDER BY new.id
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id AS job_id, ring AS number, kind, queue, priority
-    """
-)
-_INSERTED = {
-    "id": sa.Uuid,
-    "kind": sa.Text,
-    "payload": sa.Text,
-    "queue": sa.Text,
-    "priority": sa.SmallInteger,
-    "max_attempts": sa.SmallInteger,
-    "timeout_s": sa.Integer,
-    "actor": sa.Text,
-    "correlation_id": sa.Text,
-}
-_INSERT = _INSERT.bindparams(
-    sa.bindparam("again", type_=sa.Interval),
-    sa.bindparam("run_at", type_=_instant),
-    sa.bindparam("rung", type_=sa.Boolean),
-    sa.bindparam("heeds_depth", type_=sa.Boolean),
-    *(sa.bindparam(name, type_=ARRAY(type_)) for name, type_ in _INSERTED.items()),
-)
-
-
-async def insert_jobs(
-    session: AsyncSession,
-    rows: Sequence[Mapping[str, Any]],
-    run_at: datetime | None,
-    *,
-    rung: bool,
-    heeds_depth: bool = False,
-) -> list[Ring]:
-    """Write new jobs in one statement and return their rings; one of number 0 is not due.
-
-    Each row has an `id` made by the caller, and its payload as JSON text; a row whose id is
-    already there is left as it is. Where a queue would be too deep none is written. When the
-    caller has a bell (`rung`), the relay rings only what was not heard; otherwise it rings as soon
-    as the job is due.
-    """
-    values = {name: [row[name] for row in rows] for name in _INSERTED}
-    inserted = await session.execute(
-        _INSERT,
-        {
-            **values,
-            "run_at": run_at,
-            "rung": rung,
-            "again": RING_AGAIN,
-            "heeds_depth": heeds_depth,
-        },
-    )
-    return [Ring(**row._mapping) for row in inserted]
 
 
 SET_LIMITS = """

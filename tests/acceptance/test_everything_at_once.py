@@ -268,7 +268,6 @@ def machine(bulwark_databases: Databases) -> Iterator[type[Books]]:
         yield Books
 
 
-@pytest.mark.usefixtures("logging_left_as_it_was")
 def test_eight_clients_keep_the_books_right(machine: type[Books]) -> None:
     run_state_machine_as_test(
         machine,

@@ -240,7 +240,6 @@ async def _read_everything(town: Town, job_ids: Sequence[str]) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.usefixtures("logging_left_as_it_was")
 async def test_no_secret_and_no_sensitive_value_is_seen_anywhere(town: Town, start: Start) -> None:
     town.processes.append(start(town.env))
     job_ids = await _enqueue_everything(town)

@@ -32,8 +32,6 @@ GATED_NAMES = (
 )
 """The third chunk of two rows waits."""
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 class Scene:
     """A worker that has taken what was enqueued, and the command line beside it."""

@@ -379,12 +379,14 @@ def test_a_worker_refuses_a_redis_that_may_evict(database_url: str, tmp_path: Pa
 
 def test_a_process_whose_beat_breaks_ends_rather_than_work_on_in_vain(tmp_path: Path) -> None:
     code = """if True:
-        import threading, uuid
+        import asyncio, uuid
         from worker.liveness import Liveness
         def broken():
             raise ZeroDivisionError
-        Liveness(uuid.uuid4(), broken, 0.1).start()
-        threading.Event().wait(20)
+        async def work():
+            Liveness(uuid.uuid4(), broken, 0.1).start()
+            await asyncio.Event().wait()
+        asyncio.run(asyncio.wait_for(work(), 20))
     """
     ended = run_python("-c", code, env=environment("", ""), folder=tmp_path)
     assert ended.returncode == EXIT_SILENT

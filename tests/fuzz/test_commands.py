@@ -171,7 +171,6 @@ def cli(
     redis_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    logging_left_as_it_was: None,
 ) -> Cli:
     """The command line in a folder with files, on servers without a worker."""
     monkeypatch.chdir(tmp_path)

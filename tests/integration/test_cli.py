@@ -44,8 +44,6 @@ MAPPED = ("--map", "team=team.name")
 PAGE = (Path(__file__).parents[2] / "docs/cli.md").read_text()
 NAMES = re.findall(r"^## bulwark ([a-z -]+)$", PAGE, re.MULTILINE)
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 @pytest.fixture
 def cli(database_url: str, redis_url: str, in_tmp_path: Path) -> Cli:

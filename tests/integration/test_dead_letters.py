@@ -22,8 +22,6 @@ NAMES = ["one", "two", "three", "bomb", "five"]
 ROWS: list[dict[str, JsonValue]] = [{"name": name} for name in NAMES]
 FAIL = ActOut(then="fail")
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 @pytest.fixture
 def cli(database_url: str, redis_url: str) -> Cli:

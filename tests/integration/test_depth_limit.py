@@ -3,20 +3,27 @@
 import asyncio
 import json
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from db.engine import make_sessions
 from db.ledger import depth
 from jobs._discovery import discover_jobs
 from jobs._errors import QueueFull
 from jobs._producer import Producer
 from tests.command_line import Cli, make_cli, sentence
+from tests.proxy import Cut, proxied
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
 MOST = 3
+END_ONE = sa.text(
+    "UPDATE bulwark.job SET state = 'cancelled' "
+    "WHERE id = (SELECT id FROM bulwark.job WHERE state = 'queued' LIMIT 1)"
+)
 
 
 @pytest.fixture
@@ -49,6 +56,51 @@ async def test_a_full_queue_takes_no_job_until_one_has_left(
     await producer.enqueue(ActOut())
 
     assert await queued(stage) == MOST + 1
+
+
+async def test_producers_beside_a_drain_are_told_the_truth_about_each_job(
+    producer: Producer, sessions: async_sessionmaker[AsyncSession], stage: Stage
+) -> None:
+    """Whether there is room changes all the time: what is accepted is there, all else refused."""
+    accepted: list[UUID] = []
+    refused = 0
+
+    async def produce() -> None:
+        nonlocal refused
+        for _ in range(100):
+            try:
+                accepted.append((await producer.enqueue(ActOut())).job_id)
+            except QueueFull:
+                refused += 1
+
+    async def drain() -> None:
+        while True:
+            async with sessions.begin() as session:
+                await session.execute(END_ONE)
+
+    draining = asyncio.create_task(drain())
+    await asyncio.gather(*(produce() for _ in range(4)))
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+
+    there = await stage.value("SELECT array_agg(id ORDER BY id) FROM bulwark.job")
+    assert sorted(accepted) == there
+    assert refused == 400 - len(accepted) > 0
+
+
+async def test_a_job_whose_answer_was_lost_does_not_fill_the_queue_for_itself(
+    producer: Producer, database_url: str, stage: Stage
+) -> None:
+    await producer.enqueue_many([ActOut()] * (MOST - 1))
+    async with proxied(database_url) as (proxy, way):
+        engine = create_async_engine(way)
+        proxy.arm(Cut.ANSWER)
+        last = await Producer(make_sessions(engine), discover_jobs(SAMPLE_JOBS)).enqueue(ActOut())
+        await engine.dispose()
+
+    assert proxy.cuts == [Cut.ANSWER]
+    assert await stage.value("SELECT state FROM bulwark.job WHERE id = $1", last.job_id) == "queued"
+    assert await queued(stage) == MOST
 
 
 async def test_many_jobs_are_taken_all_or_none(producer: Producer, stage: Stage) -> None:

@@ -24,7 +24,7 @@ Import = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
-def import_(env: dict[str, str], logging_left_as_it_was: None) -> Import:
+def import_(env: dict[str, str]) -> Import:
     """`bulwark import team ...`, with what comes through stdin."""
 
     async def run(*words: str, stdin: bytes = b"", **more: str) -> Result:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted, ClaimLost
 from db.ledger import audit, chunk, job, progress, take_back, verdict, worker
+from db.ledger.acceptance import insert_jobs
 from db.ledger.audit import Entry, Keys
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim, Limits, Reason, State
@@ -56,7 +57,7 @@ class Ledger:
             "actor": "ann",
             "correlation_id": None,
         }
-        await self.do(lambda s: job.insert_jobs(s, [row], run_at, rung=False))
+        await self.do(lambda s: insert_jobs(s, [row], run_at, rung=False))
         return UUID(str(row["id"]))
 
     async def add_worker(self) -> UUID:

@@ -26,8 +26,6 @@ HEROES = (
     "Cid,cid@x.org,20,Nowhere,43\n"
 )
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 @pytest.fixture
 def cli(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:

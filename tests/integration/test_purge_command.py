@@ -8,8 +8,6 @@ import pytest
 
 from tests.command_line import Cli, make_cli, sentence
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 @pytest.fixture
 def cli(database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:

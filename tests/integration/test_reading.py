@@ -36,8 +36,6 @@ from tests.command_line import Cli, make_cli, sentence
 from tests.inprocess import Bench
 from tests.stage import connected
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 Sessions = async_sessionmaker[AsyncSession]
 Rows = list[dict[str, Any]]
 Reading = Callable[[AsyncSession], Awaitable[Any]]

@@ -542,10 +542,6 @@ def listed(cli: Cli, **settings: str) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in map(json.loads, lines)}
 
 
-quietly = pytest.mark.usefixtures("logging_left_as_it_was")
-
-
-@quietly
 def test_the_schedules_are_listed_with_their_next_slot_and_why_they_are_off(cli: Cli) -> None:
     found = listed(cli)
 
@@ -563,7 +559,6 @@ def test_the_schedules_are_listed_with_their_next_slot_and_why_they_are_off(cli:
     assert vigil > datetime.now(UTC)
 
 
-@quietly
 @pytest.mark.parametrize(
     ("name", "kind", "setting", "value"),
     [
@@ -580,7 +575,6 @@ def test_purge_and_maintenance_are_declared_and_off_until_their_retention_is_set
     assert (on["on"], on["off_because"]) == (True, None)
 
 
-@quietly
 def test_a_schedule_that_waits_for_a_setting_names_it_and_cannot_be_fired(cli: Cli) -> None:
     shown = cli("schedule", BULWARK_REDIS_URL="").stdout
     assert "off: BULWARK_REDIS_URL is not set" in shown
@@ -589,7 +583,6 @@ def test_a_schedule_that_waits_for_a_setting_names_it_and_cannot_be_fired(cli: C
     assert "The schedule vigil is off until BULWARK_REDIS_URL is set." in sentence(result)
 
 
-@quietly
 def test_a_schedule_fired_by_hand_is_a_slot_of_its_own_that_says_who_did_it(cli: Cli) -> None:
     accepted = json.loads(cli("schedule", "run", "night_watch", "--actor", "Zoë", "--json").stdout)
     night = listed(cli)["night_watch"]
@@ -601,7 +594,6 @@ def test_a_schedule_fired_by_hand_is_a_slot_of_its_own_that_says_who_did_it(cli:
     assert job["correlation_id"].startswith("night_watch/")
 
 
-@quietly
 def test_a_schedule_whose_job_has_not_ended_is_not_fired_by_hand(cli: Cli) -> None:
     first = json.loads(cli("schedule", "run", "night_watch", "--json").stdout)
     again = cli("schedule", "run", "night_watch")
@@ -611,14 +603,12 @@ def test_a_schedule_whose_job_has_not_ended_is_not_fired_by_hand(cli: Cli) -> No
     assert cli("schedule", "run", "watch").exit_code == 0
 
 
-@quietly
 def test_a_schedule_that_is_not_there_names_a_near_one(cli: Cli) -> None:
     result = cli("schedule", "run", "nite_watch")
     assert result.exit_code == 2
     assert "no schedule 'nite_watch'; did you mean 'night_watch'?" in sentence(result)
 
 
-@quietly
 def test_an_override_of_a_schedule_that_is_not_there_ends_worker_and_command(cli: Cli) -> None:
     for words in (("schedule",), ("worker",)):
         result = cli(*words, BULWARK_SCHEDULES='{"nite_watch": {"enabled": true}}')
@@ -626,7 +616,6 @@ def test_an_override_of_a_schedule_that_is_not_there_ends_worker_and_command(cli
         assert "BULWARK_SCHEDULES: there is no schedule 'nite_watch'" in sentence(result)
 
 
-@quietly
 async def test_a_schedule_that_no_job_declares_any_more_is_listed_as_off(
     cli: Cli, post: Post
 ) -> None:

@@ -514,7 +514,7 @@ async def test_a_sealed_segment_is_told_with_its_head_and_without_the_key(signin
 
 
 @pytest.fixture
-def cli(database_url: str, logging_left_as_it_was: None) -> Cli:
+def cli(database_url: str) -> Cli:
     return make_cli(database_url, None)
 
 

@@ -12,8 +12,6 @@ from tests.command_line import Cli, make_cli, sentence
 from tests.inprocess import Bench
 from tests.league import ANN, BLUE, BOB, CID, EVE, FAY, FULL, RED, found_league, transfers
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 @pytest.fixture
 async def cli(database_url: str, redis_url: str, connection: asyncpg.Connection) -> Cli:

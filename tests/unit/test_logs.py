@@ -19,8 +19,6 @@ ROOT = Path(__file__).parents[2]
 EVENT = re.compile(r"[a-z]+\.[a-z_]+")
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
 
-pytestmark = pytest.mark.usefixtures("logging_left_as_it_was")
-
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()

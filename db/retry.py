@@ -177,6 +177,8 @@ def _is_lost_connection(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     driver_error = _driver_error(error)
+    if isinstance(driver_error, asyncpg.InternalClientError):  # ended in the midst of an answer
+        return "cannot switch to state" in str(driver_error)
     return isinstance(driver_error, asyncpg.InterfaceError) and "connection is closed" in str(
         driver_error
     )

@@ -25,6 +25,7 @@ from tests.inprocess import Bench
 from tests.own_servers import OwnRedis, own_redis
 from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
 from tests.workers import Start, WorkerProcess, environment, workers
+from worker.redis_pool import make_redis
 from worker.testing.databases import Database
 
 
@@ -99,6 +100,13 @@ async def client(redis_url: str) -> AsyncIterator[ArqRedis]:
     """A plain arq client."""
     async with plain_client(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """A client as the program has it."""
+    async with make_redis(redis_url, 5.0) as redis:
+        yield redis
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A job that SQL enqueues starts within 50 ms of its commit, where a worker listens."""
+"""How soon a job that SQL enqueues starts after its commit, where a worker listens."""
 
 import asyncio
 import json
@@ -18,10 +18,11 @@ pytestmark = pytest.mark.once
 JOBS = 60
 WORKERS = 2
 WITHIN_MS = 50.0
-"""For one in four at least: the machine may be busy. Of polling relays one in twenty is so fast."""
+"""Of jobs that polling relays ring one in twenty is so fast. Not asked of all: others load this
+machine, and how long all of them take is printed."""
 
 
-async def test_jobs_from_sql_start_within_50_ms_of_their_commit(
+async def test_the_fastest_quarter_of_the_jobs_from_sql_starts_within_50_ms_of_its_commit(
     database_url: str,
     redis_url: str,
     connection: asyncpg.Connection,

@@ -1,133 +1,40 @@
 """Canaries: passwords, keys and sensitive values appear nowhere but where they are named to be."""
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
-import psutil
 import pytest
 import sqlalchemy as sa
 from redis import Redis
-from typer.testing import CliRunner, Result
 
+from tests.canaries import (
+    BROKEN_RULE,
+    CANARY,
+    DATABASE_PASSWORD,
+    INLINE,
+    LISTEN_PASSWORD,
+    LOOSE_ENDS,
+    REDIS_PASSWORD,
+    ROWS,
+    RULES,
+    SEAL_KEYS,
+    SEEN,
+    SHORT_KEY,
+    STORE_SECRETS,
+    TAKEN,
+    WRONG_PASSWORD,
+    Town,
+    slips,
+)
 from tests.own_servers import OwnRedis
-from tests.workers import Start, WorkerProcess, environment, run_bulwark, until
-from worker.cli import app
-from worker.exit_codes import ExitCode
+from tests.workers import Start, environment, until
 
-CANARY = "KANARI"
-"""The beginning of every value that must not be seen."""
-DATABASE_PASSWORD = f"{CANARY}1 p@ss/w:rd#%é"
-REDIS_PASSWORD = f"{CANARY}2 p@ss/w:rd#%é"
-WRONG_PASSWORD = f"{CANARY}3-wrong"
-STORE_SECRETS = {
-    "AWS_ACCESS_KEY_ID": "AKIAKNOWN",
-    "AWS_SECRET_ACCESS_KEY": f"{CANARY}4",
-    "AWS_SESSION_TOKEN": f"{CANARY}5",
-    "AWS_ENDPOINT": "http://127.0.0.1:1",
-    "AWS_ALLOW_HTTP": "true",
-    "AWS_REGION": "eu-north-1",
-}
-TAKEN = f"{CANARY}6 is taken"
-BROKEN_RULE = f"{CANARY}7 breaks a rule"
-TRIGGERED = f"{CANARY}8 is refused by a trigger"
-INLINE = f"{CANARY}9 stands in a payload"
-RULES = f"""
-    CREATE UNIQUE INDEX one_secret ON hero (secret_name);
-    ALTER TABLE hero ADD CONSTRAINT no_broken_rule CHECK (secret_name NOT LIKE '%breaks a rule%');
-    CREATE FUNCTION quote_it() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF NEW.secret_name LIKE '%by a trigger%' THEN
-            RAISE EXCEPTION 'no hero may be called %', NEW.secret_name;
-        END IF;
-        RETURN NEW;
-    END $$;
-    CREATE TRIGGER quote_it BEFORE INSERT OR UPDATE ON hero
-        FOR EACH ROW EXECUTE FUNCTION quote_it();
-    INSERT INTO hero (name, secret_name) VALUES ('Old', '{TAKEN}');
-"""
-ROWS = [
-    f"Ann,{TAKEN},5,",
-    f"Bob,{BROKEN_RULE},5,",
-    f"Cid,{TRIGGERED},5,",
-    f"Dan,{CANARY}a{'x' * 200},5,",
-    f"Eve,{CANARY}b,minus one,",
-    f"Fay,{CANARY}c,5,77",
-    f"Gil,{CANARY}d,5,,too much",
-    f"Hal,{CANARY}e\0,5,",
-    f"Ida,{CANARY}f,5,",
-]
-LOOSE_ENDS = [b"Jim,KANARIg \xff,5,\n", b'Kay,"KANARIh never closed,5,\n']
-SEEN = """
-    SELECT 'job', to_jsonb(t) - 'payload' FROM bulwark.job t
-    UNION ALL SELECT 'verdict', to_jsonb(t) - 'raw' FROM bulwark.verdict t
-    UNION ALL SELECT 'audit', to_jsonb(t) - 'before_sensitive' FROM bulwark.audit t
-    UNION ALL SELECT 'chunk', to_jsonb(t) FROM bulwark.chunk t
-    UNION ALL SELECT 'worker', to_jsonb(t) FROM bulwark.worker t
-    UNION ALL SELECT 'parked', to_jsonb(t) - 'message' FROM bulwark.parked t
-    UNION ALL SELECT 'progress', to_jsonb(t) FROM bulwark.progress t
-    UNION ALL SELECT 'idempotency', to_jsonb(t) FROM bulwark.idempotency t
-"""
-ACTIVITY = "SELECT application_name, query FROM pg_stat_activity WHERE datname = current_database()"
-
-
-@dataclass
-class Town:
-    """Servers with passwords, what has been said about them, and who is at work there."""
-
-    env: dict[str, str]
-    folder: Path
-    connection: asyncpg.Connection
-    said: list[str] = field(default_factory=list)
-    processes: list[WorkerProcess] = field(default_factory=list)
-
-    async def bulwark(self, *words: str, **env: str) -> Result:
-        """Run a command in this process, and keep what it says."""
-        invoke = partial(CliRunner().invoke, app, words, env=self.env | env)
-        done = await asyncio.to_thread(invoke)
-        self.said += [done.stdout, done.stderr, repr(done.exception)]
-        await self.look()
-        return done
-
-    async def refused_worker(self, **env: str) -> None:
-        """Start a worker in a process of its own, which does not come up."""
-        done = await asyncio.to_thread(
-            run_bulwark, "worker", env=self.env | env, folder=self.folder
-        )
-        assert done.returncode in (ExitCode.UNREACHABLE, ExitCode.NOT_READY), done.stderr
-        self.said += [done.stdout, done.stderr]
-
-    async def accepted(self, *words: str, **env: str) -> str:
-        """Enqueue a job; its id."""
-        done = await self.bulwark(*words, "--json", **env)
-        assert done.exit_code == 0, done.stderr
-        return str(json.loads(done.stdout)["job_id"])
-
-    async def look(self) -> None:
-        """Keep what is seen at this moment of processes and of PostgreSQL's sessions."""
-        rows = await self.connection.fetch(ACTIVITY)
-        self.said += [f"{row['application_name']} {row['query']}" for row in rows]
-        for process in self.processes:
-            self.said.append(" ".join(psutil.Process(process.pid).cmdline()))
-
-    async def ended(self, job_ids: Sequence[str]) -> dict[str, str]:
-        """The states of these jobs, once all have ended."""
-
-        async def look() -> dict[str, str] | None:
-            await self.look()
-            rows = await self.connection.fetch(
-                "SELECT id::text, state FROM bulwark.job WHERE id = ANY($1::uuid[])", job_ids
-            )
-            states = {row["id"]: row["state"] for row in rows}
-            return states if {*states.values()} <= {"succeeded", "failed"} else None
-
-        return await until(look, "all jobs have ended")
+LISTENER = "canary_listens_on_"
 
 
 @pytest.fixture
@@ -138,14 +45,15 @@ def guarded_redis(valkey: OwnRedis) -> str:
     return re.sub("//.*@|//", f"//:{quote(REDIS_PASSWORD, safe='')}@", valkey.url, count=1)
 
 
-@pytest.fixture
-async def guarded_database(database_url: str, connection: asyncpg.Connection) -> AsyncIterator[str]:
-    """The URL of the test's database for a role with a password."""
-    name = f"canary_{sa.make_url(database_url).database}"
-    secret = DATABASE_PASSWORD.replace("'", "''")
-    await connection.execute(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{secret}'")
-    url = sa.make_url(database_url).set(username=name, password=DATABASE_PASSWORD)
-    yield url.render_as_string(hide_password=False)
+@asynccontextmanager
+async def role(
+    connection: asyncpg.Connection, database_url: str, prefix: str, password: str, rights: str
+) -> AsyncIterator[str]:
+    """The URL of the test's database for a role with a password, which is gone after the block."""
+    url = sa.make_url(database_url)
+    name, secret = f"{prefix}{url.database}", password.replace("'", "''")
+    await connection.execute(f"CREATE ROLE {name} LOGIN {rights} PASSWORD '{secret}'")
+    yield url.set(username=name, password=password).render_as_string(hide_password=False)
     await connection.execute(
         f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{name}'"
     )
@@ -154,13 +62,35 @@ async def guarded_database(database_url: str, connection: asyncpg.Connection) ->
 
 
 @pytest.fixture
+async def guarded_database(database_url: str, connection: asyncpg.Connection) -> AsyncIterator[str]:
+    """Where jobs and data are."""
+    async with role(connection, database_url, "canary_", DATABASE_PASSWORD, "SUPERUSER") as url:
+        yield url
+
+
+@pytest.fixture
+async def guarded_listening(
+    database_url: str, connection: asyncpg.Connection
+) -> AsyncIterator[str]:
+    """Where workers hear of what SQL enqueues."""
+    async with role(connection, database_url, LISTENER, LISTEN_PASSWORD, "") as url:
+        yield url
+
+
+@pytest.fixture
 async def town(
-    guarded_database: str, guarded_redis: str, tmp_path: Path, connection: asyncpg.Connection
+    guarded_database: str,
+    guarded_listening: str,
+    guarded_redis: str,
+    tmp_path: Path,
+    connection: asyncpg.Connection,
 ) -> Town:
     await connection.execute(RULES)
     env = environment(
         guarded_database,
         guarded_redis,
+        listen_url=guarded_listening,
+        seal_key=SEAL_KEYS,
         job_modules="tests.sample_jobs.tell_tales",
         import_folders=f"{tmp_path},s3://bucket",
         log_level="debug",
@@ -225,7 +155,68 @@ async def _go_wrong(town: Town) -> None:
         await town.bulwark("health", "--json", BULWARK_REDIS_URL=wrong_redis)
         await town.refused_worker(BULWARK_REDIS_URL=wrong_redis)
         await town.bulwark("enqueue", "maintain_ledger", BULWARK_REDIS_URL=wrong_redis)
+    for wrong_setting in (
+        {"BULWARK_SEAL_KEY": SHORT_KEY},
+        {"BULWARK_LISTEN_URL": f"postgresql://who:{WRONG_PASSWORD}@[::bad/x"},
+    ):
+        assert (await town.bulwark("audit", "verify", **wrong_setting)).exit_code == 4
+        await town.refused_worker(**wrong_setting)
     await town.bulwark("import", "hero", "s3://bucket/heroes.csv", "--spool")
+
+
+async def _turn_the_listener_away(town: Town) -> None:
+    """Let the worker lose the connection on which it listens, and not get another."""
+    name = f"{LISTENER}{await town.connection.fetchval('SELECT current_database()')}"
+    listening = "FROM pg_stat_activity WHERE usename = $1 AND query LIKE 'LISTEN%'"
+
+    async def listens() -> bool:
+        return bool(await town.connection.fetchval(f"SELECT count(*) {listening}", name))
+
+    async def missed() -> bool:
+        return "listen.failed" in town.log
+
+    await until(listens, "the worker listens with the password of BULWARK_LISTEN_URL")
+    await town.connection.execute(f"ALTER ROLE {name} NOLOGIN")
+    await town.connection.fetch(f"SELECT pg_terminate_backend(pid) {listening}", name)
+    await until(missed, "the worker says that it does not hear")
+
+
+async def _cancel_and_retry(town: Town) -> list[str]:
+    """Jobs that were let go no further, and failed ones that have been run again; their ids."""
+    payload = json.dumps({"secret": f"{CANARY}l", "how": "integrity"})
+    later = ("--run-at", "2999-01-01T00:00:00Z")
+    cancelled = [await town.accepted("enqueue", "tell_tales", payload, *later) for _ in range(2)]
+    await town.done("cancel", cancelled[0])
+    await town.done("cancel", cancelled[1], "--now", "--json")
+    assert (await town.bulwark("cancel", "no-such-job")).exit_code == 2
+    one = await town.accepted("enqueue", "tell_tales", payload)
+    assert await town.ended([*cancelled, one]) == {
+        **dict.fromkeys(cancelled, "cancelled"),
+        one: "failed",
+    }
+    await town.done("retry", one)
+    await town.ended([one])
+    again = await town.done("retry", "--kind", "tell_tales", "--json")
+    assert again.count("queued") == 7
+    await town.done("retry", "--reason", "poisoned")
+    return [*cancelled, one]
+
+
+async def _seal_and_verify(town: Town) -> None:
+    """Seal the audit once it is settled, which another test's transaction may delay."""
+
+    async def sealed() -> bool:
+        await town.ended([await town.accepted("audit", "seal")])
+        signed = "SELECT count(*) FILTER (WHERE mac IS NOT NULL) FROM bulwark.seal"
+        return bool(await town.connection.fetchval(signed))
+
+    await until(sealed, "the audit is sealed and signed")
+    for words in (("audit", "verify"), ("audit", "export", "-")):
+        await town.done(*words)
+    assert json.loads(await town.done("audit", "verify", "--json"))["signatures_checked"]
+    path = town.folder / "audit.ndjson"
+    await town.done("audit", "export", str(path))
+    town.said.append(path.read_text())
 
 
 async def _read_everything(town: Town, job_ids: Sequence[str]) -> None:
@@ -233,25 +224,19 @@ async def _read_everything(town: Town, job_ids: Sequence[str]) -> None:
         *(("job", job_id) for job_id in job_ids),
         *(("rejects", job_id) for job_id in job_ids),
         ("jobs", "--limit", "100"),
+        ("failed", "--limit", "100"),
         ("audit", "--limit", "1000"),
+        ("limit", "default", "--most", "1000"),
+        ("limit",),
         ("list", "hero"),
         ("show", "hero", "1"),
-        ("failed",),
         ("models",),
         ("parked",),
         ("schedule",),
         ("health",),
     ):
         await town.bulwark(*words)
-        if words[0] != "failed":
-            await town.bulwark(*words, "--json")
-
-
-def _slips(texts: Sequence[str]) -> Iterator[str]:
-    """Where a canary is seen, with some text around it; quoted as in a URL, too."""
-    for text in texts:
-        for found in re.finditer(CANARY, text):
-            yield text[max(0, found.start() - 300) : found.end() + 60]
+        await town.bulwark(*words, "--json")
 
 
 @pytest.mark.once
@@ -259,16 +244,19 @@ async def test_no_secret_and_no_sensitive_value_is_seen_anywhere(town: Town, sta
     town.processes.append(start(town.env))
     job_ids = await _enqueue_everything(town)
     states = await town.ended(job_ids)
+    await _turn_the_listener_away(town)
     await _go_wrong(town)
+    job_ids += await _cancel_and_retry(town)
+    await town.ended(job_ids)
+    await _seal_and_verify(town)
     await _read_everything(town, job_ids)
     assert town.processes.pop().terminate() == 0
-    log = (town.folder / "worker-0.log").read_text()
     rows = await town.connection.fetch(SEEN)
-    told = [*town.said, *(f"{row[0]} {row[1]}" for row in rows), log]
-    assert list(_slips(told)) == []
+    told = [*town.said, *(f"{row[0]} {row[1]}" for row in rows), town.log]
+    assert list(slips(told)) == []
     assert {*states.values()} == {"succeeded", "failed"}
-    assert "job.raised" in log
-    assert "Traceback" in log
+    assert "job.raised" in town.log
+    assert "Traceback" in town.log
     await _the_canaries_were_there(town, job_ids)
 
 

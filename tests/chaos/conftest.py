@@ -1,9 +1,10 @@
-"""The table of the faults that were provoked, and what each has cost."""
+"""The table of the faults that were provoked, what each has cost, and which were not provoked."""
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Protocol
 
@@ -11,7 +12,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-PROPERTY = "bulwark.fault"
+from tests.every_kind import Field
+from tests.inprocess import Bench
+from tests.stage import Stage
+
+FAULT = "bulwark.fault"
+PROVOKES = "bulwark.provokes"
+"""Marks the reports of tests that are to provoke a fault, by the name of the test."""
 MOST_RECOVERY_S = {"SIGKILL": 25.0, "Redis": 5.0}
 """How long recovery may take from the faults whose names begin so."""
 COLUMNS = (
@@ -54,7 +61,7 @@ def provoked(record_property: Callable[[str, object], None]) -> Provoked:
         recovery_s: Sequence[float] = (),
     ) -> None:
         row = Row(times, jobs, lost, doubled, [*recovery_s])
-        record_property(PROPERTY, json.dumps([fault, *vars(row).values()]))
+        record_property(FAULT, json.dumps([fault, *vars(row).values()]))
         assert (lost, doubled) == (0, 0), f"{fault}: {lost} effects lost, {doubled} doubled"
         for name, most_s in MOST_RECOVERY_S.items():
             if fault.startswith(name) and recovery_s:
@@ -63,7 +70,13 @@ def provoked(record_property: Callable[[str, object], None]) -> Provoked:
     return say
 
 
-@dataclass
+@pytest.fixture
+def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
+    """Tasks of every kind, and what must be there when they are done."""
+    return Field(bench, stage, database_url, tmp_path)
+
+
+@dataclasses.dataclass
 class Row:
     """What became of one fault."""
 
@@ -71,7 +84,7 @@ class Row:
     jobs: int = 0
     lost: int = 0
     doubled: int = 0
-    recovery_s: list[float] = field(default_factory=list)
+    recovery_s: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, other: "Row") -> None:
         self.times += other.times
@@ -87,15 +100,19 @@ class Row:
 
 
 class FaultTable:
-    """Adds up what the tests have said, also those in other processes."""
+    """Adds up what the tests have said, also those in other processes, and tells of the skipped."""
 
     def __init__(self) -> None:
         self._rows: defaultdict[str, Row] = defaultdict(Row)
+        self._skipped: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        test = dict(report.user_properties).get(PROVOKES)
+        if report.skipped and test is not None:
+            self._skipped.append(f"not provoked: {_reason(report)} ({test})")
         if report.when == "call":
             for name, value in report.user_properties:
-                if name == PROPERTY:
+                if name == FAULT:
                     fault, *row = json.loads(str(value))
                     self._rows[fault].add(Row(*row))
 
@@ -103,7 +120,23 @@ class FaultTable:
         table = Table(*COLUMNS, title="Faults provoked")
         for fault, row in sorted(self._rows.items()):
             table.add_row(fault, *row.cells())
-        Console(width=140).print(table)
+        console = Console(width=140)
+        console.print(table)
+        for line in self._skipped:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Why the test was skipped."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let the reports of a test tell that it is to provoke a fault, even if it never says so."""
+    if "provoked" in getattr(item, "fixturenames", ()):
+        item.user_properties.append((PROVOKES, item.name))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

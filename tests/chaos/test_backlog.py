@@ -1,7 +1,6 @@
 """Jobs pile up while no worker runs, and one worker does them all."""
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -15,17 +14,10 @@ from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, environment, until
-from worker.redis_pool import make_redis
 
 Sessions = async_sessionmaker[AsyncSession]
 AT_A_TIME = 1_000
 MOST_S = 600.0
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with make_redis(redis_url, 5.0) as redis:
-        yield redis
 
 
 @pytest.mark.parametrize("rings", ["rung", "lost"])

@@ -13,7 +13,6 @@ import pytest
 from db.steps import Step
 from tests.chaos.conftest import Provoked
 from tests.every_kind import Field, Task, every_task
-from tests.inprocess import Bench
 from tests.invariants import Losses
 from tests.stage import Stage
 from tests.stepping import acting_at
@@ -37,11 +36,6 @@ PLACES = {
     Step.COMMITTING: ("insert_rows", "transfer_batch"),
 }
 """Between two statements, inside COPY, before the ending, and before COMMIT."""
-
-
-@pytest.fixture
-def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
-    return Field(bench, stage, database_url, tmp_path)
 
 
 async def is_stopped(process: WorkerProcess) -> bool:

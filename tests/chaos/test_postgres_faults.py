@@ -6,15 +6,15 @@ import random
 import secrets
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import asyncpg
 import pytest
 from pydantic import JsonValue
 from sqlalchemy import make_url
@@ -22,12 +22,13 @@ from structlog.testing import capture_logs
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from db.migrations import upgrade
-from db.retry import DATABASE_ERRORS, Fault, classify
+from db.retry import DATABASE_ERRORS
 from jobs import Payload, Producer, discover_jobs
 from jobs._bell import Bell
 from jobs.insert_rows import InsertRows
 from tests.chaos.conftest import Provoked
 from tests.invariants import check_invariants
+from tests.outages import accepted_at_last, all_connections_taken
 from tests.own_servers import OwnPostgres, own_postgres
 from tests.proxy import Cut, Road, hushable, proxied
 from tests.sample_jobs.act_out import NOTES, ActOut
@@ -258,8 +259,7 @@ async def test_workers_and_producers_wait_while_others_have_all_connections(
     await site.until_said("worker.started")
     await site.enqueue(3)
     await site.recovers(time.monotonic())
-    async with connected(site.url) as eye:
-        others = await take_all_connections(eye, site.url)
+    async with all_connections_taken(site.url):
         enqueueing = asyncio.create_task(site.enqueue(6))
         with capture_logs() as logs:
             await site.until_said("beat.missed")
@@ -268,31 +268,10 @@ async def test_workers_and_producers_wait_while_others_have_all_connections(
                 return any(one["event"] == "transaction.replayed" for one in logs)
 
             await until(told, "the producer tries again")
-        for one in others:
-            one.terminate()
     since_s = time.monotonic()
     await enqueueing
     await site.recovers(since_s)
     await site.check(provoked, "PostgreSQL: no connection left", 1)
-
-
-async def take_all_connections(eye: asyncpg.Connection, url: str) -> Sequence[asyncpg.Connection]:
-    """Also those that the workers have."""
-    others: list[asyncpg.Connection] = []
-    while True:
-        await eye.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name LIKE 'bulwark %' OR application_name = 'producer'"
-        )
-        try:
-            others.append(await asyncpg.connect(url.replace("+asyncpg", "")))
-        except asyncpg.TooManyConnectionsError:
-            left = await eye.fetchval(
-                "SELECT count(*) FROM pg_stat_activity "
-                "WHERE application_name LIKE 'bulwark %' OR application_name = 'producer'"
-            )
-            if left == 0:
-                return others
 
 
 async def test_a_job_waits_for_a_table_that_another_session_has_locked(
@@ -312,6 +291,47 @@ async def test_a_job_waits_for_a_table_that_another_session_has_locked(
         await other.execute("COMMIT")
         await site.recovers(time.monotonic())
         await site.check(provoked, "PostgreSQL: lock timeout", 3)
+
+
+SLEEPING = """
+    CREATE FUNCTION sleep_on() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_sleep(60); RETURN NULL; END';
+    CREATE TRIGGER slow BEFORE INSERT ON team EXECUTE FUNCTION sleep_on();
+    CREATE TRIGGER slow BEFORE INSERT ON note EXECUTE FUNCTION sleep_on();
+    CREATE FUNCTION be_quick() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN PERFORM set_config('statement_timeout', '500', true); RETURN NULL; END$$;
+    CREATE TRIGGER quick AFTER INSERT ON bulwark.chunk EXECUTE FUNCTION be_quick();
+"""
+"""A chunk's statements behind its receipt may take 0.5 s in place of the fence's ten minutes."""
+AWAKE = """
+    DROP TRIGGER slow ON team; DROP TRIGGER slow ON note; DROP TRIGGER quick ON bulwark.chunk;
+    DROP FUNCTION sleep_on, be_quick;
+    UPDATE bulwark.job SET timeout_s = 60 WHERE kind = 'act_out'
+"""
+
+
+async def test_a_statement_that_takes_too_long_costs_an_attempt_and_its_job_is_tried_again(
+    database_url: str, redis_url: str, start: Start, provoked: Provoked
+) -> None:
+    """Chunks meet PostgreSQL's limit; a job of one transaction its own, which began before that."""
+    async with site_on(database_url, redis_url, start) as site, connected(database_url) as other:
+        await other.execute(SLEEPING)
+        await site.enqueue(3)
+        await other.execute("UPDATE bulwark.job SET timeout_s = 1 WHERE kind = 'act_out'")
+        site.work()
+        spent = "SELECT kind, error FROM bulwark.job WHERE attempt > 0"
+
+        async def all_have_failed() -> dict[str, str] | None:
+            errors = dict(await other.fetch(spent))
+            return errors if len(errors) == site.accepted else None
+
+        errors = await until(all_have_failed, "each job has spent an attempt")
+        await other.execute(AWAKE)
+        assert "ran longer than 1 s" in errors.pop("act_out")
+        assert {kind for kind, text in errors.items() if "statement timeout" in text} == {*errors}
+        await site.recovers(time.monotonic(), attempts=2)
+        assert await other.fetchval("SELECT min(attempt) FROM bulwark.job") > 0
+        await site.check(provoked, "PostgreSQL: statement timeout", site.accepted)
 
 
 @pytest.mark.once
@@ -407,21 +427,13 @@ async def enqueue_much(site: Site) -> None:
         site.rows += len(rows)
 
 
-async def accepted_at_last(accept: Callable[[], Awaitable[object]]) -> bool:
-    try:
-        await accept()
-    except DATABASE_ERRORS as error:
-        if classify(error) is Fault.OUTAGE:
-            return False
-        raise
-    return True
-
-
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    with small_disk(Path(f"/tmp/bulwark-disk-{os.getpid()}"), 64) as disk:
-        yield disk
-    disk.rmdir()
+    """Not in the test's own folder, into which PostgreSQL's user may not look."""
+    with tempfile.TemporaryDirectory(prefix="bulwark-disk-") as folder:
+        Path(folder).chmod(0o755)
+        with small_disk(Path(folder) / "disk", 64) as disk:
+            yield disk
 
 
 async def test_jobs_wait_while_the_disk_is_full(

@@ -27,6 +27,8 @@ SLOTS = Settings.model_fields["max_jobs"].default
 REDIS_TIMEOUT_S = Settings.model_fields["redis_timeout_s"].default
 BEFORE = 20
 DURING = 5
+SETTINGS = {"job_modules": ",".join(SAMPLE_JOBS), "log_format": "json"}
+EVICTING = ("allkeys-lru", "allkeys-random", "volatile-ttl")
 
 
 @dataclass
@@ -56,10 +58,10 @@ class Site:
         await self.enqueue(BEFORE)
         since_s = await fault(self)
         await self.stage.open_gate()
-        await until(self._all_ended, "all jobs have ended")
+        await until(self.all_ended, "all jobs have ended")
         self.recovery_s.append(time.monotonic() - since_s)
 
-    async def _all_ended(self) -> bool:
+    async def all_ended(self) -> bool:
         ended = await self.stage.value(
             "SELECT count(*) FROM bulwark.job WHERE state = 'succeeded' AND attempt = 0"
         )
@@ -71,13 +73,18 @@ class Site:
 
         await until(said, f"the worker has said {event} {times} times")
 
-    async def check(self, database_url: str, provoked: Provoked, fault: str) -> None:
-        """Every note was written once, and all else is as it must be."""
+    async def check(
+        self, database_url: str, provoked: Provoked, fault: str, times: int | None = None
+    ) -> None:
+        """Every note was written once, and all else is as it must be.
+
+        A fault was provoked as often as its recovery was measured, if nothing else is said.
+        """
         notes = await self.stage.notes()
         losses = await check_invariants(database_url)
         provoked(
             fault,
-            times=len(self.recovery_s),
+            times=len(self.recovery_s) if times is None else times,
             jobs=self.accepted,
             lost=self.accepted - len(set(notes)) + losses.lost,
             doubled=len(notes) - len(set(notes)) + losses.doubled,
@@ -91,11 +98,10 @@ class Site:
 async def site_on(
     redis_url: str, database_url: str, sessions: Sessions, stage: Stage, start: Start
 ) -> AsyncIterator[Site]:
-    settings = {"job_modules": ",".join(SAMPLE_JOBS), "log_format": "json"}
     redis = make_redis(redis_url, REDIS_TIMEOUT_S)
     producer = Producer(sessions, discover_jobs(SAMPLE_JOBS), Bell(redis))
     try:
-        yield Site(stage, producer, start(environment(database_url, redis_url, **settings)))
+        yield Site(stage, producer, start(environment(database_url, redis_url, **SETTINGS)))
     finally:
         await redis.aclose(close_connection_pool=True)
 
@@ -198,3 +204,38 @@ async def test_no_job_is_lost_when_redis_begins_to_evict(
 ) -> None:
     await site.suffer(partial(crowded, valkey=valkey))
     await site.check(database_url, provoked, "Redis: evicting while running")
+
+
+async def test_a_worker_does_not_start_on_a_redis_that_may_evict_and_the_jobs_wait(
+    valkey: OwnRedis,
+    database_url: str,
+    sessions: Sessions,
+    stage: Stage,
+    start: Start,
+    provoked: Provoked,
+) -> None:
+    producer = Producer(sessions, discover_jobs(SAMPLE_JOBS))
+    await producer.enqueue_many([ActOut(note=f"note {number}") for number in range(BEFORE)])
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.config_set("maxmemory", "100mb")
+        for policy in EVICTING:
+            await redis.config_set("maxmemory-policy", policy)
+            await is_refused(start(environment(database_url, valkey.url, **SETTINGS)))
+        assert await stage.value("SELECT count(*) FROM bulwark.worker") == 0
+        await redis.config_set("maxmemory-policy", "noeviction")
+    async with site_on(valkey.url, database_url, sessions, stage, start) as site:
+        site.accepted = BEFORE
+        await until(site.all_ended, "all jobs have ended")
+        fault = "Redis: evicting policy, refused at start"
+        await site.check(database_url, provoked, fault, times=len(EVICTING))
+
+
+async def is_refused(worker: WorkerProcess) -> None:
+    """Wait until it has ended by itself, with an error that names the remedy."""
+
+    async def has_ended() -> bool:
+        return not worker.running
+
+    await until(has_ended, "the worker gives up")
+    assert "noeviction" in worker.log.read_text()
+    assert worker.terminate() != 0

@@ -13,9 +13,7 @@ from db.steps import Step
 from jobs import discover_jobs
 from tests.chaos.conftest import Provoked
 from tests.every_kind import SINGLE, Field, Task, every_task
-from tests.inprocess import Bench
 from tests.invariants import Losses
-from tests.stage import Stage
 from tests.stepping import acted_at_s, acting_at
 from tests.workers import Start, WorkerProcess, environment, until
 
@@ -91,11 +89,6 @@ class Scene:
 
         await until(all_ended, f"all have ended: {[task.name for task in tasks]}")
         return [ended_s[one.name] - (acted_at_s(self._mark(one)) or 0) for one in tasks]
-
-
-@pytest.fixture
-def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
-    return Field(bench, stage, database_url, tmp_path)
 
 
 @pytest.fixture

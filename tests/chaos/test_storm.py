@@ -8,26 +8,30 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger.job import Ring
 from db.migrations import upgrade
-from db.retry import DATABASE_ERRORS, Fault, classify
-from jobs import Producer, discover_jobs
+from db.retry import DATABASE_ERRORS
+from jobs import Payload, Producer, discover_jobs
 from jobs._bell import Bell
 from tests.chaos.conftest import Provoked
+from tests.clocks import off_by
 from tests.crowd import Crowd
 from tests.invariants import check_invariants
+from tests.outages import accepted_at_last, all_connections_taken
 from tests.own_servers import OwnPostgres, OwnRedis, own_postgres, own_redis
 from tests.sample_jobs.act_out import NOTES
 from tests.stage import SAMPLE_JOBS, connected
@@ -39,7 +43,12 @@ JOB_MODULES = (*SAMPLE_JOBS, "tests.sample_jobs.come_back")
 INTERVAL_S = 2.0
 AT_A_TIME = 50
 DUPLICATES = 50
+LATE = 5
+A_MINUTE_S = 60
 CALM_AGAIN_S = 900.0
+Order = tuple[Payload, str]
+"""What is to be done, and the idempotency key by which it may be asked for again."""
+Sessions = async_sessionmaker[AsyncSession]
 
 
 @dataclass
@@ -50,7 +59,10 @@ class Storm:
     postgres: OwnPostgres
     valkey: OwnRedis
     wire: Wire
-    start: Callable[[], WorkerProcess]
+    start: Callable[[int], WorkerProcess]
+    producer: Producer
+    sessions: Sessions
+    held_back: list[Order] = field(default_factory=list)
     workers: list[WorkerProcess] = field(default_factory=list)
     happened: list[str] = field(default_factory=list)
     _beside: list[asyncio.Task[None]] = field(default_factory=list)
@@ -67,6 +79,10 @@ class Storm:
             self.restart_postgres,
             self.hush,
             self.ring_again,
+            self.commit_late,
+            self.put_clock_wrong,
+            self.lock_tables,
+            self.take_all_connections,
         ]
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + seconds
@@ -74,11 +90,22 @@ class Storm:
         while loop.time() < ends_s:
             due = due or self.chance.sample(faults, len(faults))  # each before any comes again
             fault = due.pop()
+            self.replace_refused()
             next_s = loop.time() + INTERVAL_S
             self.happened.append(fault.__name__)
             await fault()
             await asyncio.sleep(next_s - loop.time())  # the pace of the storm
         await asyncio.gather(*self._beside)
+
+    def replace_refused(self) -> None:
+        """Start anew what has found a server away at its start and ended, as a supervisor would."""
+        for at, one in enumerate(self.workers):
+            if not one.running and not has_started(one):
+                self.workers[at] = self.start(0)
+
+    async def all_are_up(self) -> bool:
+        self.replace_refused()
+        return all(map(has_started, self.workers))
 
     def _one(self) -> int:
         return self.chance.randrange(len(self.workers))
@@ -86,7 +113,7 @@ class Storm:
     async def kill(self) -> None:
         at = self._one()
         await asyncio.to_thread(self.workers[at].kill)
-        self.workers[at] = self.start()
+        self.workers[at] = self.start(0)
 
     async def pause(self) -> None:
         """For a moment, or for longer than a worker may be silent."""
@@ -101,7 +128,13 @@ class Storm:
 
     async def stop(self) -> None:
         at = self._one()
-        worker, self.workers[at] = self.workers[at], self.start()
+        worker, self.workers[at] = self.workers[at], self.start(0)
+        worker.signal(signal.SIGTERM)
+
+    async def put_clock_wrong(self) -> None:
+        """The worker that takes the place of another is a minute early or late."""
+        at, off_s = self._one(), self.chance.choice([-A_MINUTE_S, A_MINUTE_S])
+        worker, self.workers[at] = self.workers[at], self.start(off_s)
         worker.signal(signal.SIGTERM)
 
     async def terminate_backends(self) -> None:
@@ -139,52 +172,79 @@ class Storm:
         with suppress(*DATABASE_ERRORS, RedisError):
             async with connected(self.postgres.url) as connection:
                 rows = await connection.fetch(
-                    "SELECT id, ring, kind, queue, priority FROM bulwark.job "
-                    f"ORDER BY random() LIMIT {DUPLICATES}"
+                    "SELECT id, ring, kind, queue, priority FROM bulwark.job ORDER BY id"
                 )
+            rows = self.chance.sample(rows, min(len(rows), DUPLICATES))
             async with make_redis(self.valkey.url, 1.0) as redis:
                 await Bell(redis).ring([Ring(*row) for row in rows])
                 await Bell(redis).ring([Ring(row[0], row[1] + 1000, *row[2:]) for row in rows])
 
+    async def commit_late(self) -> None:
+        """Commit jobs when others, of higher ids, have been rung."""
+        payloads, keys = zip(*(self.held_back.pop() for _ in range(LATE)), strict=True)
+
+        async def accept() -> None:
+            async with self.sessions() as session:
+                await self.producer.enqueue_many(payloads, session=session, idempotency_keys=keys)
+                await asyncio.sleep(INTERVAL_S)  # so much later they are committed
+                await session.commit()
+
+        await until(partial(accepted_at_last, accept), "the late jobs are accepted")
+
+    async def lock_tables(self) -> None:
+        """Wait for the tables, as all others then wait behind it, and keep them for a while."""
+        with suppress(*DATABASE_ERRORS):
+            async with connected(self.postgres.url) as connection, connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '2s'")
+                await connection.execute("LOCK TABLE hero, team, note")
+                await asyncio.sleep(self.chance.uniform(1.0, 2.0))  # so long they are locked
+
+    async def take_all_connections(self) -> None:
+        with suppress(*DATABASE_ERRORS):
+            async with all_connections_taken(self.postgres.url):
+                await asyncio.sleep(self.chance.uniform(1.0, 2.0))  # so long there is none
+
+
+def has_started(worker: WorkerProcess) -> bool:
+    return any(one["event"] == "worker.started" for one in worker.events())
+
 
 @asynccontextmanager
-async def storm_over(start: Start, workers: int, seed: int) -> AsyncIterator[Storm]:
+async def storm_over(start: Start, workers: int, seed: int, folder: Path) -> AsyncIterator[Storm]:
     with own_postgres(durable=True) as postgres, own_redis() as valkey:
         await asyncio.to_thread(upgrade, postgres.url)
         async with wired(valkey.url) as (wire, url):
             settings = {"job_modules": ",".join(JOB_MODULES), "log_format": "json"}
             env = environment(postgres.url, url, **settings)
-            storm = Storm(random.Random(seed), postgres, valkey, wire, lambda: start(env))
-            storm.workers = [start(env) for _ in range(workers)]
-            yield storm
+
+            def start_off(off_s: int) -> WorkerProcess:
+                return start(off_by(off_s, env, folder) if off_s else env)
+
+            async with producing(postgres.url, valkey.url) as (producer, sessions):
+                chance = random.Random(seed)
+                storm = Storm(chance, postgres, valkey, wire, start_off, producer, sessions)
+                storm.workers = [start_off(0) for _ in range(workers)]
+                await until(storm.all_are_up, "the workers have started")
+                yield storm
 
 
-async def enqueue_all(storm: Storm, crowd: Crowd, seconds: float) -> None:
-    """Spread over the time; what was not accepted for sure is asked for again by its key."""
-    engine = create_engine(
-        storm.postgres.url, profile=PoolProfile.LIGHT, application_name="producer"
-    )
-    async with make_redis(storm.valkey.url, 1.0) as redis:
-        producer = Producer(make_sessions(engine), discover_jobs(JOB_MODULES), Bell(redis))
-        batches = range(0, len(crowd.payloads), AT_A_TIME)
-        for first in batches:
-            payloads = crowd.payloads[first : first + AT_A_TIME]
-            keys = [f"{first + n}" for n in range(len(payloads))]
-            accept = partial(producer.enqueue_many, payloads, idempotency_keys=keys)
-            await until(partial(accepted_at_last, accept), "the jobs are accepted")
-            await asyncio.sleep(0.9 * seconds / len(batches))  # the pace of the producer
+@asynccontextmanager
+async def producing(url: str, redis_url: str) -> AsyncIterator[tuple[Producer, Sessions]]:
+    engine = create_engine(url, profile=PoolProfile.LIGHT, application_name="producer")
+    sessions = make_sessions(engine)
+    async with make_redis(redis_url, 1.0) as redis:
+        yield Producer(sessions, discover_jobs(JOB_MODULES), Bell(redis)), sessions
     await engine.dispose()
 
 
-async def accepted_at_last(accept: Callable[[], Awaitable[object]]) -> bool:
-    """Whether PostgreSQL has taken them; while it is away it may not."""
-    try:
-        await accept()
-    except DATABASE_ERRORS as error:
-        if classify(error) is Fault.OUTAGE:
-            return False
-        raise
-    return True
+async def enqueue_all(storm: Storm, orders: Sequence[Order], seconds: float) -> None:
+    """Spread over the time; what was not accepted for sure is asked for again by its key."""
+    batches = range(0, len(orders), AT_A_TIME)
+    for first in batches:
+        payloads, keys = zip(*orders[first : first + AT_A_TIME], strict=True)
+        accept = partial(storm.producer.enqueue_many, payloads, idempotency_keys=keys)
+        await until(partial(accepted_at_last, accept), "the jobs are accepted")
+        await asyncio.sleep(0.9 * seconds / len(batches))  # the pace of the producer
 
 
 async def open_jobs(url: str) -> int:
@@ -210,24 +270,30 @@ async def ends(connection: asyncpg.Connection) -> Counter[tuple[Any, ...]]:
     ],
 )
 async def test_jobs_of_every_kind_take_effect_once_in_a_storm_of_faults(
-    jobs: int, workers: int, seconds: float, start: Start, provoked: Provoked
+    jobs: int, workers: int, seconds: float, start: Start, provoked: Provoked, tmp_path: Path
 ) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**9))
     sys.stdout.write(f"CHAOS_SEED={seed}\n")
     crowd = Crowd(random.Random(seed))
     crowd.gather(jobs)
-    async with storm_over(start, workers, seed) as storm:
+    async with storm_over(start, workers, seed, tmp_path) as storm:
         url = storm.postgres.url
         async with connected(url) as connection:
             await connection.execute(NOTES)
             seeded = await crowd.take_places(connection)
-        enqueueing = asyncio.create_task(enqueue_all(storm, crowd, seconds))
+        orders = [(payload, f"{n}") for n, payload in enumerate(crowd.payloads)]
+        storm.held_back = orders[: LATE * round(seconds / INTERVAL_S)]
+        rest = orders[len(storm.held_back) :]
+        enqueueing = asyncio.create_task(enqueue_all(storm, rest, seconds))
         await storm.rage(seconds)
         over_s = time.monotonic()
         await enqueueing
+        if storm.held_back:
+            await enqueue_all(storm, storm.held_back, 0)
 
         async def all_ended() -> bool:
-            return await open_jobs(url) == 0
+            storm.replace_refused()
+            return await open_jobs(url) == 0 and await storm.all_are_up()
 
         await until(all_ended, f"all jobs have ended (CHAOS_SEED={seed})", CALM_AGAIN_S)
         calm_s = time.monotonic() - over_s
@@ -238,7 +304,7 @@ async def test_jobs_of_every_kind_take_effect_once_in_a_storm_of_faults(
             ended = await ends(connection)
     sys.stdout.write(f"{storm.happened}\n{ended}\nmissing {missing[:9]}, beyond {beyond[:9]}\n")
     provoked(
-        f"Storm of random faults, {workers} workers, {seconds:g} s",
+        f"Storm of random faults, {workers} workers, {seconds:g} s, CHAOS_SEED={seed}",
         times=len(storm.happened),
         jobs=jobs,
         lost=len(missing) + losses.lost,

@@ -16,9 +16,7 @@ from arq.utils import timestamp_ms
 from jobs._bell import EXPIRES_MS, arq_id, queue_key, score_ms, serialize
 from tests.chaos.conftest import Provoked
 from tests.every_kind import Field, Task, every_task, transfer_batch
-from tests.inprocess import Bench
 from tests.invariants import Losses
-from tests.stage import Stage
 from tests.workers import Start, environment, until
 
 QUEUES = ("default", "other")
@@ -27,11 +25,6 @@ DAY_MS = 24 * 3600 * 1000
 QUICK = {"relay_interval_s": "0.1", "max_jobs": "5"}
 Ringing = tuple[UUID, str, int, str, int]
 """A job and its kind, the number of the ring, the queue, and how late it comes."""
-
-
-@pytest.fixture
-def field(bench: Bench, stage: Stage, database_url: str, tmp_path: Path) -> Field:
-    return Field(bench, stage, database_url, tmp_path)
 
 
 @pytest.fixture

@@ -146,10 +146,12 @@ async def _carry_out_all(bench: Bench, redis_url: str) -> list[Message]:
 
 async def _lost(stage: Stage, heard: Sequence[Message]) -> list[Message]:
     """Messages, not rings, of which there is neither a job nor a parked message."""
-    found = await stage._connection.fetch(
-        "SELECT arq_id FROM bulwark.job UNION ALL SELECT arq_id FROM bulwark.parked"
-    )
-    known = {row["arq_id"] for row in found}
+    known = {
+        arq_id
+        for (arq_id,) in await stage.rows(
+            "SELECT arq_id FROM bulwark.job UNION ALL SELECT arq_id FROM bulwark.parked"
+        )
+    }
     return [one for one in heard if not one.is_ring and printable(one.arq_id) not in known]
 
 

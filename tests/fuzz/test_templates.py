@@ -47,6 +47,21 @@ conditions = st.dictionaries(
     max_size=3,
 )
 ROW = ["Ann", 5, None, "", [1, {"a": "\ud800"}], 1.5, True, "x" * 99, {}, "{name}"]
+TEXTS = {
+    "name": "Ann",
+    "age": "5",
+    "club": "",
+    "a b": "",
+    "x!r": "1.5",
+    "x:>9": "true",
+    "é": "x" * 99,
+    '"; DROP TABLE team; --': "{}",
+    "%s": "{name}",
+}
+"""The row as a CSV would have it, by column; one whose name has braces cannot be filled in."""
+literals = st.text(max_size=4) | st.sampled_from(
+    ["{", "}", "{}", "{{", "}}", "{name}", "!r", ":>9", "\\", "%s", "\0", "\ud800"]
+)
 
 
 @pytest.fixture
@@ -89,18 +104,52 @@ async def test_any_mapping_makes_fields_of_a_row_or_is_refused_in_a_sentence(
 
 @fuzzed(500)
 @given(template=braces)
-async def test_a_template_keeps_its_literals_and_fills_in_its_columns(
+async def test_any_template_makes_text_or_is_refused_in_a_sentence(
     template: str, facts: dict[str, TableFacts], tried: Tried
 ) -> None:
     tried.one()
-    request = Request({"email": "{" + template + "}"}, {"name": "x"}, {}, [], True)
     try:
-        plan = make_plan(request, COLUMNS, "hero", MODELS.get("hero").create, facts["hero"])
+        made = _email("{" + template + "}", facts)
     except InputError as error:
         assert str(error)  # noqa: PT017 - either way is right
         return
-    made = plan.fields(ROW)["email"]
     assert made is None or isinstance(made, str)
+
+
+@fuzzed(500)
+@given(
+    pieces=st.lists(
+        st.tuples(literals, st.none()) | st.tuples(st.just(""), st.sampled_from([*TEXTS])),
+        min_size=1,
+        max_size=6,
+    )
+)
+async def test_a_template_keeps_its_literals_and_fills_in_its_columns(
+    pieces: list[tuple[str, str | None]], facts: dict[str, TableFacts], tried: Tried
+) -> None:
+    """One column at least: without any the text would be no template."""
+    tried.one()
+    pieces.append(("", "name"))
+    template, wanted = "", ""
+    for literal, column in pieces:
+        template += literal.replace("{", "{{").replace("}", "}}")
+        template += "" if column is None else "{" + column + "}"
+        wanted += literal if column is None else TEXTS[column]
+    assert _email(template, facts) == wanted
+
+
+@pytest.mark.parametrize("column", [column for column, text in TEXTS.items() if not text])
+async def test_a_template_that_gives_no_text_gives_null(
+    column: str, facts: dict[str, TableFacts]
+) -> None:
+    assert _email("{" + column + "}", facts) is None
+
+
+def _email(template: str, facts: dict[str, TableFacts]) -> Any:
+    """What the template makes of the row."""
+    request = Request({"email": template}, {"name": "x"}, {}, ["name"], True)
+    plan = make_plan(request, COLUMNS, "hero", MODELS.get("hero").create, facts["hero"])
+    return plan.fields(ROW)["email"]
 
 
 async def _ask(session: AsyncSession, model: Model, given_: dict[str, Any]) -> int:

@@ -32,12 +32,6 @@ KINDS = ("act_out", "take_down")
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with make_redis(redis_url, 5.0) as redis:
-        yield redis
-
-
-@pytest.fixture
 async def ear(redis_url: str) -> AsyncIterator[Ear]:
     """Hears nothing from Redis, where its queue is empty."""
     async with hearing(redis_url, ["empty"]) as ear:

@@ -20,7 +20,6 @@ from tests.stage import Stage, connected
 from tests.workers import Start, environment, until
 from worker import listening
 from worker.listening import Listener
-from worker.redis_pool import make_redis
 from worker.relay import LEAST_WAIT_S, Relay
 from worker.shutdown import cancel_until_done
 
@@ -54,12 +53,6 @@ async def listening_to(url: str, wake: Callable[[], None]) -> AsyncIterator[None
         yield
     finally:
         await cancel_until_done(task)
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[ArqRedis]:
-    async with make_redis(redis_url, 5.0) as redis:
-        yield redis
 
 
 async def test_a_commit_from_sql_wakes_once_and_a_rollback_never(

@@ -237,3 +237,10 @@ def test_a_description_is_one_line() -> None:
     assert describe(ValueError("line 1\n  line 2")) == "ValueError: line 1 line 2"
     assert describe(TimeoutError()) == "TimeoutError"
     assert describe(Race()) == f"Race: {Race.__doc__}"
+
+
+def test_a_connection_that_was_ended_in_the_midst_of_an_answer_is_an_outage() -> None:
+    """asyncpg says so, and SQLAlchemy does not stand between where rows are copied."""
+    text = "cannot switch to state 11; another operation (2) is in progress"
+    assert classify(asyncpg.InternalClientError(text)) is Fault.OUTAGE
+    assert classify(asyncpg.InternalClientError("no such codec")) is Fault.OTHER

@@ -201,7 +201,7 @@ async def test_a_chunk_whose_commit_was_still_under_way_is_counted_once_and_the_
         proxy.hold(COMMIT)
         await stage.open_gate()
         await proxy.holds.wait()
-        executor.cancel(executor.running[0])
+        executor.running.stop(executor.running.claims[0])
         await until(lambda: waits_for_a_receipt(stage), "closing waits for the chunk")
         proxy.release()
         await delivery

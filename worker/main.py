@@ -131,7 +131,11 @@ class Process:
             self.jobs,
             self._is_known,
             redis_pool=self._redis,
-            bulk_slots=settings.bulk_slots or max(1, settings.max_jobs * 4 // 5),
+            bulk_slots=(
+                max(1, settings.max_jobs * 4 // 5)
+                if settings.bulk_slots is None
+                else settings.bulk_slots
+            ),
             max_jobs=settings.max_jobs,
             on_startup=lambda _: self.start(),
             on_shutdown=lambda _: self.stop(),

@@ -54,7 +54,7 @@ class Relay:
         self._queues = queues
         self._interval_s = interval_s
         self._unclaimed = unclaimed
-        self._mark = MARK_KEY
+        self._mark = ""
         self._owes_all = False
         self._woken = asyncio.Event()
         self._unrung: list[Ring] = []

@@ -77,7 +77,7 @@ async def jobs_behind(
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     """Kind and payload of the job that each key leads to, where the job is still kept.
 
-    None for a role that may not read payloads.
+    Empty for a role that may not read payloads.
     """
     if not await session.scalar(_MAY_READ_PAYLOADS):
         return {}

@@ -206,4 +206,4 @@ async def test_a_job_that_has_not_failed_is_not_retried(bench: Bench, cli: Cli) 
     result = await asyncio.to_thread(cli, "retry", str(job_id))
 
     assert result.exit_code == 2
-    assert "is succeeded" in sentence(result)
+    assert "has the state succeeded" in sentence(result)

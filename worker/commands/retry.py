@@ -70,7 +70,8 @@ async def _retry_one(settings: Settings, text: str) -> list[UUID]:
             state = (await read_job(session, job_id, settings.lost_after_s)).state
         if state not in (State.FAILED, State.CANCELLED):
             raise BadInput(
-                f"Job {job_id} is {state}; only one that failed or was cancelled can be retried."
+                f"Job {job_id} has the state {state}; only one that failed or was cancelled can be "
+                "retried."
             )
         return await _retry(sessions, [job_id])
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import db.ledger
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("db", "jobs", "worker", "tests", "alembic")
 MAX_FUNCTION_LINES = 60
@@ -78,3 +80,10 @@ def test_a_broad_except_is_caught(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shadow", ["alembic/__init__.py", "tests/__init__.py"])
 def test_no_folder_shadows_a_package(shadow: str) -> None:
     assert not (ROOT / shadow).exists()
+
+
+def test_the_ledger_has_all_its_modules_so_that_a_new_migration_drops_no_table() -> None:
+    """alembic compares the database with the tables of what `db.ledger` imports."""
+    modules = {path.stem for path in (ROOT / "db/ledger").glob("*.py")} - {"__init__"}
+
+    assert {*db.ledger.__all__} == modules

@@ -76,7 +76,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(
     with start(folder) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
-            if "Worker 1 was killed" in line:
+            if "Worker 1 is process" in line:
                 break
         assert those_of(folder) != []
         demo.send_signal(number)

@@ -116,6 +116,7 @@ class Process:
     _shutdown: Shutdown | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _sign_off_by_s: float = 0.0
+    _may_have_row: bool = False
 
     def __post_init__(self) -> None:
         """Make what talks to Redis; nothing is opened yet."""
@@ -178,6 +179,7 @@ class Process:
         self._lines = Lines(self._engine)
         await require_head(self._engine)
         sessions = make_sessions(self._engine)
+        self._may_have_row = True  # told to stop meanwhile, it may be there
         await register(sessions, self.worker_id, self.settings.queues, self.jobs)
         self._liveness = Liveness(
             self.worker_id,
@@ -266,8 +268,8 @@ class Process:
             await self._executor.settle()
         if self._relay is not None:
             await self._relay.hand_over(self._sign_off_by_s)
-        if self._liveness is not None:
-            await self._sign_off(self._liveness)
+        if self._may_have_row:
+            await self._sign_off()
         if self._engine is not None:
             await self._engine.dispose()
         log.info("worker.stopped", worker=str(self.worker_id))
@@ -276,12 +278,14 @@ class Process:
             if self._shutdown.failure is not None:
                 raise self._shutdown.failure
 
-    async def _sign_off(self, liveness: Liveness) -> None:
+    async def _sign_off(self) -> None:
         """Beat no more and say so; a PostgreSQL that does not answer is not waited for."""
-        liveness.retire()
+        if self._liveness is not None:
+            self._liveness.retire()
         try:
             async with asyncio.timeout_at(self._sign_off_by_s):
-                await ended_beside(liveness.stop)
+                if self._liveness is not None:
+                    await ended_beside(self._liveness.stop)
                 assert self._engine is not None
                 await deregister(make_sessions(self._engine), self.worker_id)
         except (TimeoutError, *DATABASE_ERRORS) as error:

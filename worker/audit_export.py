@@ -1,6 +1,7 @@
 """The whole audit as JSON lines, for `bulwark audit export`."""
 
 from collections.abc import AsyncIterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
@@ -8,7 +9,7 @@ from uuid import UUID
 from db.ledger.audit import each_entry
 from worker.connection import Sessions
 from worker.display import to_json
-from worker.exit_codes import BadInput
+from worker.whole_file import whole_file
 
 
 async def export(sessions: Sessions, job_id: UUID | None, out: TextIO) -> int:
@@ -25,18 +26,8 @@ async def export(sessions: Sessions, job_id: UUID | None, out: TextIO) -> int:
 
 async def export_to_file(sessions: Sessions, job_id: UUID | None, path: Path) -> int:
     """Export into a file, which takes its name when it is complete. Raises BadInput."""
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        out = unfinished.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise BadInput(f"The file {unfinished} cannot be written: {error.strerror}.") from None
-    try:
-        with out:
-            written = await export(sessions, job_id, out)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return written
+    with whole_file(path) as out, TextIOWrapper(out, encoding="utf-8", newline="\n") as text:
+        return await export(sessions, job_id, text)
 
 
 async def _entries(sessions: Sessions, job_id: UUID | None) -> AsyncIterator[Mapping[str, Any]]:

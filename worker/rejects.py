@@ -18,6 +18,7 @@ from worker.connection import Sessions
 from worker.exit_codes import BadInput
 from worker.ndjson_rejects import mendable
 from worker.reports import each_verdict
+from worker.whole_file import whole_file
 
 _OWN_COLUMNS = (f"{OWN_PREFIX}line", f"{OWN_PREFIX}reason")
 _NO_ROWS = ("row_too_large", "unclosed_quote", "repeated_header")
@@ -64,18 +65,8 @@ async def export(sessions: Sessions, job_id: UUID, out: BinaryIO) -> int:
 
 async def export_to_file(sessions: Sessions, job_id: UUID, path: Path) -> int:
     """Export into a file, which takes its name when it is complete. Raises BadInput."""
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
-        out = unfinished.open("wb")
-    except OSError as error:
-        raise BadInput(f"The file {unfinished} cannot be written: {error.strerror}.") from None
-    try:
-        with out:
-            written = await export(sessions, job_id, out)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return written
+    with whole_file(path) as out:
+        return await export(sessions, job_id, out)
 
 
 async def _export_lines(rows: AsyncIterator[RowVerdict], out: BinaryIO) -> int:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 STOP_MARGIN_S = 10.0
@@ -67,9 +68,21 @@ def _with_packages(environment: Mapping[str, str]) -> dict[str, str]:
 def stopping_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that everything is tidied up."""
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {one: signal.signal(one, signal.default_int_handler) for one in signals}
+    before = {one: signal.signal(one, _as_ctrl_c) for one in signals}
     try:
         yield
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """Do what SIGINT would do now, where asyncio runs: cancel its main task.
+
+    A KeyboardInterrupt raised wherever the program happens to be would be lost in a finalizer. It
+    is all there is where SIGINT is ignored, as in the background of a shell.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        handler = signal.default_int_handler
+    handler(number, frame)

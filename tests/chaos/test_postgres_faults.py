@@ -259,8 +259,14 @@ async def test_workers_and_producers_wait_while_others_have_all_connections(
     await site.until_said("worker.started")
     await site.enqueue(3)
     await site.recovers(time.monotonic())
+
+    async def enqueue_six() -> None:
+        accept = partial(accepted_at_last, partial(site.enqueue, 1))
+        for _ in range(6):
+            await until(accept, "a job is accepted")
+
     async with all_connections_taken(site.url):
-        enqueueing = asyncio.create_task(site.enqueue(6))
+        enqueueing = asyncio.create_task(enqueue_six())
         with capture_logs() as logs:
             await site.until_said("beat.missed")
 

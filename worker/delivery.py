@@ -51,22 +51,27 @@ class Delivery:
         return job_id_of(arq_id)
 
     async def _take_in(self, message: Message) -> UUID | None:
-        """Make the message a job and return its id; None when it was parked instead.
+        """Make the message a job and return its id; None when there is nothing to run here.
 
         It leaves Redis only after that is committed. While PostgreSQL is away it stays there, and
-        is heard again after a while.
+        is heard again after a while. A job of low priority has to wait for a slot that such jobs
+        may have: it is rung.
         """
         arq_id = printable(message.arq_id)
         try:
             job_id = await self._adopt_or_park(message, arq_id)
+            priority = None if job_id is None else await self._priority(job_id)
         except DATABASE_ERRORS as error:
             log.warning("message.not_adopted", arq_id=arq_id, reason=describe(error))
             return None
         await self._remove(message, arq_id)
+        if job_id is not None and priority is not None and priority < 0:
+            self.executor.unclaimed.add(job_id)
+            return None
         return job_id
 
     async def _adopt_or_park(self, message: Message, arq_id: str) -> UUID | None:
-        if message.owner is Owner.LIKE_OURS and await self._is_job(job_id_of(arq_id)):
+        if message.owner is Owner.LIKE_OURS and await self._priority(job_id_of(arq_id)) is not None:
             return self._heard(message)
         try:
             job_id = await self._do(
@@ -80,10 +85,10 @@ class Delivery:
         log.info("message.adopted", job=str(job_id), arq_id=arq_id, queue=message.queue)
         return job_id
 
-    async def _is_job(self, job_id: UUID) -> bool:
-        query = sa.select(job.c.id).where(job.c.id == job_id)
-        found = await look(self.executor.sessions, lambda session: session.scalar(query))
-        return found is not None
+    async def _priority(self, job_id: UUID) -> int | None:
+        """None where there is no such job."""
+        query = sa.select(job.c.priority).where(job.c.id == job_id)
+        return await look(self.executor.sessions, lambda session: session.scalar(query))
 
     async def _park(self, message: Message, arq_id: str, why: Unadoptable) -> None:
         kind = None if why.kind is None else printable(why.kind.encode(errors="backslashreplace"))

@@ -24,6 +24,8 @@ OUR_ID = f"^{UUID_PATTERN}:%d+$"
 OUR_MESSAGE = '^\1{"t":null,"f":"[^"]*","a":%[%],"k":{},"et":(%d+)}$'
 LEAST_OF_NORMAL_MS = PRIORITY_LIMIT * PRIORITY_STEP_MS + PRIORITY_STEP_MS // 2
 """Half a step less than a ring of priority 0 lies before its time: clocks of two may differ."""
+LEAST_OF_RINGS_MS = PRIORITY_STEP_MS // 2
+"""So for the ring that comes last; what lies later is a plain client's, whose score is its time."""
 MOST_STEPS = 2 * PRIORITY_LIMIT + 1
 log = structlog.get_logger("bulwark.ear")
 
@@ -41,8 +43,9 @@ end
 # is passed over. A ring of ours is taken out at once, with a touch that makes a stock worker's
 # optimistic lock on it fail; a message of somebody else stays, leased, until PostgreSQL holds it. A
 # ring is known by its score, which lies whole steps of priority before its time: a plain client can
-# make its id and its message, but not all three. A queue that is not empty now wakes the next
-# worker; one that cannot be read stops no other.
+# make its id and its message, but not all three. Rings of low priority that may not be taken hold
+# up no message of a plain client, which lies behind them. A queue that is not empty now wakes the
+# next worker; one that cannot be read stops no other.
 CLAIM = (
     CONTENT
     + """
@@ -50,6 +53,7 @@ local free, lease_ms, wake_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local our_id, our_message, step_ms, most_steps = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
 local message, in_progress, retry = ARGV[8], ARGV[9], ARGV[10]
 local free_for_low, least_of_normal = tonumber(ARGV[11]), tonumber(ARGV[12])
+local least_of_rings = tonumber(ARGV[13])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local PAGE, MOST = 100, 10000
@@ -57,17 +61,17 @@ local NOT_OURS, LIKE_OURS, OURS = 0, 1, 2
 local unreadable = {}
 
 local function is_low(score)
-  return now - score < least_of_normal
+  return now - score < least_of_normal and now - score >= least_of_rings
 end
 
-local function reader(queue)
+local function reader(queue, from, to)
   local page, at, offset, ended = {}, -1, 0, false
   return function(low_too)
     while not ended do
       at = at + 2
       if at > #page then
         page = redis.pcall(
-          'ZRANGEBYSCORE', queue, '-inf', now, 'WITHSCORES', 'LIMIT', offset, PAGE)
+          'ZRANGEBYSCORE', queue, from, to, 'WITHSCORES', 'LIMIT', offset, PAGE)
         if page.err then unreadable[#unreadable + 1] = {queue, page.err} end
         offset, at = offset + PAGE, 1
         ended = #page == 0 or offset > MOST
@@ -92,8 +96,19 @@ local function whose(id, content, score)
   return steps % 1 == 0 and steps >= 1 and steps <= most_steps and OURS or LIKE_OURS
 end
 
+local function first_due(queue)
+  local last_ring = string.format('%.0f', now - least_of_rings)
+  local ring = reader(queue, '-inf', last_ring)
+  local foreign = reader(queue, '(' .. last_ring, now)
+  return function(low_too)
+    local id, score = ring(low_too)
+    if id then return id, score end
+    return foreign(true)
+  end
+end
+
 local readers, due = {}, {}
-for q = 1, #KEYS / 2 do readers[q] = reader(KEYS[2 * q - 1]) end
+for q = 1, #KEYS / 2 do readers[q] = first_due(KEYS[2 * q - 1]) end
 local before, low = -1, 0
 while #due < free and #due > before do
   before = #due
@@ -200,6 +215,7 @@ class Ear:
                 retry_key_prefix,
                 most_low,
                 LEAST_OF_NORMAL_MS,
+                LEAST_OF_RINGS_MS,
             ],
         )
         self._tell({self._names[key]: reason.decode() for key, reason in unreadable})

@@ -16,7 +16,7 @@ class Owner(IntEnum):
 class Message:
     """What was due in a queue: a ring of ours, or what some arq client put there.
 
-    It `is_low` when its priority is below 0, as that of bulk jobs, or not known yet.
+    It `is_low` when it is a ring of a priority below 0, as that of bulk jobs.
     """
 
     queue: str

@@ -1,7 +1,9 @@
 """The frame of the command line: known errors end it with one sentence and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import typer
@@ -18,7 +20,9 @@ class CommandGroup(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False
         try:
-            sys.exit(super().main(args, *rest, **extra))
+            code = super().main(args, *rest, **extra)
+            _write_out()
+            sys.exit(code)
         except typer.TyperException as error:
             end(error.format_message(), error.exit_code)
         except typer.Abort:
@@ -26,7 +30,26 @@ class CommandGroup(TyperGroup):
         except KNOWN_ERRORS as error:
             if (failure := explain(error)) is None:
                 raise
+            if isinstance(error, OSError):
+                _forget_output()
             end(failure.sentence, failure.code)
+
+
+def _write_out() -> None:
+    """Write what is still to be printed; end as Typer does where nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(1)
+
+
+def _forget_output() -> None:
+    """Where it could not be written, Python would try and fail again at its end."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end(sentence: str, code: int) -> NoReturn:

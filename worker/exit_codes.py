@@ -1,5 +1,6 @@
 """How the command line ends: its exit codes, and the one sentence for each error that is known."""
 
+import errno
 from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from worker.redis_pool import EvictingRedis
 from worker.settings import SettingsError
 
 _NO_RIGHT = "42501"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _REFUSED_LOGIN = ("28", "3D")  # invalid authorization; no such database
 
 
@@ -71,10 +73,18 @@ def explain(error: Exception) -> Failure | None:
     if isinstance(error, DATABASE_ERRORS) and sqlstate(error) == _NO_RIGHT:
         sentence = f"{unreachable_postgres(error)}; docs/permissions.md says what each role may do"
         return Failure(ExitCode.BAD_INPUT, sentence)
+    if isinstance(error, OSError) and has_no_room(error):
+        sentence = f"The output cannot be written: {error.strerror}."
+        return Failure(ExitCode.BAD_INPUT, sentence)
     for kinds, code in _CODES:
         if isinstance(error, kinds):
             return Failure(code, _one_line(error))
     return None
+
+
+def has_no_room(error: OSError) -> bool:
+    """Whether it says that a file may not grow: the disk is full, or some limit is reached."""
+    return error.errno in _NO_ROOM
 
 
 def first_problem(

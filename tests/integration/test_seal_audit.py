@@ -564,23 +564,3 @@ def test_a_short_key_is_refused_without_being_repeated(cli: Cli) -> None:
     assert result.exit_code == 4
     assert "BULWARK_SEAL_KEY: a key has fewer than 32 signs" in (said := sentence(result))
     assert "short-and-secret" not in said
-
-
-async def test_the_audit_is_exported_whole_and_in_order_without_sensitive_values(
-    bench: Bench, connection: asyncpg.Connection, cli: Cli, tmp_path: Any
-) -> None:
-    changed = await change_heroes(bench, times=2)
-    result = await asyncio.to_thread(cli, "audit", "export")
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    keys = [(one["job_id"], one["chunk_no"], one["entry_no"]) for one in lines]
-    assert keys == sorted(keys)
-    assert len(keys) == await connection.fetchval("SELECT count(*) FROM bulwark.audit")
-    assert "before_sensitive" not in lines[0]
-    assert "Secret" not in result.stdout
-
-    file = tmp_path / "audit.ndjson"
-    job = str(changed[1])
-    result = await asyncio.to_thread(cli, "audit", "export", str(file), "--job", job)
-    assert result.exit_code == 0, result.output
-    own = [json.loads(line) for line in file.read_text().splitlines()]
-    assert own == [one for one in lines if one["job_id"] == job]

@@ -43,6 +43,10 @@ async def test_the_audit_is_exported_whole_and_in_order_without_sensitive_values
     assert own == [one for one in lines if one["job_id"] == job]
 
 
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -68,7 +72,7 @@ async def test_an_export_for_which_there_is_no_room_says_so_and_leaves_nothing(
         text=True,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"bulwark: {said}\n")
-    assert os.listdir(tmp_path) == []
+    assert left_in(tmp_path) == []
 
 
 async def test_an_export_that_nobody_reads_ends_without_a_word(

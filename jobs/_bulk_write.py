@@ -19,11 +19,14 @@ from db.ledger.verdict import Verdict
 from db.registry import Model
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
-from jobs._mapping import Plan, Request, make_plan, require_given
+from jobs._mapping import Plan, Request
 from jobs._outcome import Outcome, without_zeros
 from jobs._parents import Created, Parents, Stale
 from jobs._part import Part, Position
-from jobs._preparation import Known, Prepared, Preparer
+from jobs._planning import make_plan, require_given
+from jobs._preparation import Preparer
+from jobs._prepared import Prepared
+from jobs._references import Known
 from jobs._rules import Rules
 from jobs._run import ChunkedRun, ChunkEffect
 from jobs._together import Together

@@ -17,7 +17,7 @@ from db.unique_values import touched_by
 from jobs._errors import InputError
 from jobs._filter import Filter
 from jobs._mapping import Plan
-from jobs._preparation import Prepared
+from jobs._prepared import Prepared
 from jobs._turn import Turn
 from jobs._writer import Ready, Writer
 

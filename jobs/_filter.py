@@ -18,8 +18,8 @@ from db.columns import integer_range
 from db.registry import Model
 from jobs._errors import InputError
 from jobs._nearest import did_you_mean
-from jobs._preparation import not_storable
 from jobs._problems import problems_of, said
+from jobs._wording import not_storable
 
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 Condition = sa.ColumnElement[bool]

@@ -14,7 +14,7 @@ from db.staging import OnConflict
 from db.unique_values import UniqueValues, disjoint, unique_values
 from db.upsert import merge_rows
 from jobs._part import Part
-from jobs._preparation import Prepared
+from jobs._prepared import Prepared
 from jobs._turn import Turn
 from jobs._writer import Ready, Writer
 

@@ -15,7 +15,7 @@ from db.refusal import Refusal
 from db.transfers import transfer
 from jobs._errors import InputError
 from jobs._mapping import Plan
-from jobs._preparation import Prepared
+from jobs._prepared import Prepared
 from jobs._turn import Turn
 from jobs._writer import Ready, Writer
 

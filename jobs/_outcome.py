@@ -10,9 +10,9 @@ from db.ledger.chunk import ALONG, Receipt
 from db.ledger.verdict import RowVerdict, Verdict
 from db.outcome import Written, verdict_of
 from db.refusal import Refusal
-from jobs._mapping import Reference
 from jobs._part import Part
-from jobs._preparation import Prepared
+from jobs._prepared import Prepared
+from jobs._references import Reference
 from jobs._run import ChunkEffect
 
 

@@ -19,9 +19,10 @@ from db.refusal import Refusal
 from db.registry import Model
 from db.staging import ROW_NO, STAGE
 from jobs._errors import InputError
-from jobs._mapping import Plan, Reference, natural_key
+from jobs._mapping import Plan
 from jobs._part import Part
-from jobs._preparation import Known, Preparer
+from jobs._preparation import Preparer
+from jobs._references import Known, Reference, natural_key
 from jobs._run import ChunkedRun
 from jobs._spelling import spelling
 

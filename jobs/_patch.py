@@ -11,8 +11,9 @@ from pydantic.fields import FieldInfo
 from db.catalog import TableFacts
 from db.registry import Model
 from jobs._errors import InputError
-from jobs._mapping import LIVE, Request
+from jobs._mapping import Request
 from jobs._nearest import did_you_mean
+from jobs._references import LIVE
 
 
 class _KeyAlone(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from db.catalog import ForeignKey, TableFacts
 from db.registry import Model, Registry
 from jobs._errors import InputError
-from jobs._mapping import bare_name, natural_key
+from jobs._references import bare_name, natural_key
 
 Known = Mapping[str, TableFacts]
 """The facts of each model's table, by the model's name."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from db.ledger.verdict import Verdict
-from jobs._preparation import OnMissing
+from jobs._references import OnMissing
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from jobs._dependents import read_dependents
 from jobs._errors import InputError, Rejected
 from jobs._filter import Filter, parse_filter
 from jobs._input import InPlace, Input, Spooled, open_input
-from jobs._mapping import Request, make_plan
+from jobs._mapping import Request
 from jobs._patch import choose_key, patch_model
+from jobs._planning import make_plan
 from jobs._rules import Rules
 from jobs._run import ChunkedRun
 from jobs._selected_keys import open_selected

@@ -13,7 +13,8 @@ from db.outcome import Written
 from db.registry import Model
 from jobs._mapping import Plan
 from jobs._part import Part
-from jobs._preparation import Known, Prepared
+from jobs._prepared import Prepared
+from jobs._references import Known
 from jobs._turn import Turn
 
 

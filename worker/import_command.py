@@ -12,9 +12,11 @@ from pydantic import ValidationError
 from db.catalog import read_facts
 from db.registry import Model, Registry, discover_models
 from jobs._input import InPlace
-from jobs._mapping import Plan, Request, make_plan, natural_key, require_given
+from jobs._mapping import Plan, Request
 from jobs._parents import Parent
+from jobs._planning import make_plan, require_given
 from jobs._producer import Enqueued, Producer, Terms
+from jobs._references import natural_key
 from jobs._sources.format import Shape
 from jobs._sources.object_store import ObjectSource
 from jobs._sources.opened import Opened

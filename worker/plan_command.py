@@ -11,7 +11,9 @@ from db.registry import Model, Registry, discover_models
 from jobs import _guess as guess
 from jobs._column_kinds import Column, columns_of
 from jobs._guess import Fit, Found
-from jobs._mapping import Reference, Request, make_plan, require_given
+from jobs._mapping import Request
+from jobs._planning import make_plan, require_given
+from jobs._references import Reference
 from jobs._relations import Known, Relation, relations_of
 from worker.connection import Sessions
 from worker.import_command import Import

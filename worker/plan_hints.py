@@ -8,7 +8,7 @@ from db.registry import Model
 from jobs import _guess as guess
 from jobs._column_kinds import Column
 from jobs._guess import Fit
-from jobs._mapping import Reference
+from jobs._references import Reference
 from jobs._relations import Relation
 from worker.import_command import Import
 from worker.import_sample import Sample, shape_words

@@ -14,10 +14,12 @@ from db.ledger.chunk import Span
 from db.refusal import Refusal
 from db.registry import Model, Registry
 from jobs._errors import InputError
-from jobs._mapping import Plan, Reference, natural_key
+from jobs._mapping import Plan
 from jobs._parents import Parent, Parents, not_creatable
 from jobs._part import Part
-from jobs._preparation import OnMissing, Prepared, Preparer
+from jobs._preparation import Preparer
+from jobs._prepared import Prepared
+from jobs._references import OnMissing, Reference, natural_key
 
 
 @dataclass(frozen=True)

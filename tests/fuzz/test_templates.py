@@ -12,7 +12,8 @@ from db.catalog import TableFacts, read_facts
 from db.registry import Model, discover_models
 from jobs._errors import InputError
 from jobs._filter import parse_filter
-from jobs._mapping import Request, make_plan
+from jobs._mapping import Request
+from jobs._planning import make_plan
 from tests.fuzzing import JSON, Tried, fuzzed
 
 MODELS = discover_models()

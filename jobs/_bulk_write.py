@@ -6,17 +6,18 @@ from contextlib import aclosing
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, read_facts
 from db.errors import Race
-from db.ledger import chunk
-from db.ledger.chunk import OPENING, Receipt, Span
+from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim
 from db.ledger.verdict import Verdict
 from db.registry import Model
+from jobs._checkpoint import already, behind, find_checkpoint
+from jobs._chunk_preparation import ChunkPreparer
 from jobs._errors import InputError, Rejected
 from jobs._input import Input
 from jobs._mapping import Plan, Request
@@ -26,7 +27,6 @@ from jobs._part import Part, Position
 from jobs._planning import make_plan, require_given
 from jobs._preparation import Preparer
 from jobs._prepared import Prepared
-from jobs._references import Known
 from jobs._rules import Rules
 from jobs._run import ChunkedRun, ChunkEffect
 from jobs._together import Together
@@ -56,6 +56,7 @@ class BulkWrite:
     preparer: Preparer
     parents: Parents
     writer: Writer
+    chunks: ChunkPreparer
     position: Position
     rejected: int
     given_up: bool
@@ -79,10 +80,9 @@ class BulkWrite:
             require_given(rules.update, plan, model.name)
         creatable = rules.on_missing == "create"
         parents = await Parents.find(run, facts, plan, creatable=creatable)
-        await _open(run, source)
-        last = await run.read(lambda session: chunk.last_receipt(session, run.claim.job_id))
-        tally = await run.read(lambda session: chunk.tally(session, run.claim.job_id))
+        checkpoint = await find_checkpoint(run, source)
         preparer = Preparer(model, plan, facts, rules.on_missing)
+        writer = make_writer(run.claim, model, facts, plan, preparer.columns)
         return cls(
             run,
             rules,
@@ -90,10 +90,11 @@ class BulkWrite:
             plan,
             preparer,
             parents,
-            make_writer(run.claim, model, facts, plan, preparer.columns),
-            source.data_start if last is None or last.chunk_no == OPENING else behind(last),
-            rules.rejects(tally.counts),
-            Verdict.NOT_REACHED in tally.counts,
+            writer,
+            ChunkPreparer(run, preparer, parents, writer),
+            checkpoint.position,
+            rules.rejects(checkpoint.counts),
+            Verdict.NOT_REACHED in checkpoint.counts,
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -136,38 +137,14 @@ class BulkWrite:
     async def prepared(self, session: AsyncSession | None = None) -> AsyncGenerator[Ready, None]:
         """The chunks that are missing, each prepared when it is asked for.
 
-        What they refer to is looked up in the session's transaction, if one is given, and otherwise
-        in one of its own: who holds a connection must not wait for another.
+        With a session, what they refer to is looked up in its transaction.
         """
         parts = self._parts()
         while (part := await asyncio.to_thread(next, parts, None)) is not None:
             if session is None:
-                yield await self._prepare(part)
+                yield await self.chunks.prepare_ahead(part)
             else:
-                known = await self._look_up(part, session)
-                yield Ready(
-                    part, await asyncio.to_thread(self.preparer.prepare, part, known), known
-                )
-
-    async def _prepare(self, part: Part) -> Ready:
-        """Prepare a chunk, with the keys that it is going to need."""
-        known = await self._look_up(part)
-        prepared = await asyncio.to_thread(self.preparer.validate, part, known)
-        if self.writer.looks_ahead:
-            await self.run.read(partial(self.writer.before, prepared=prepared))
-        return await asyncio.to_thread(self._written_out, part, prepared, known)
-
-    def _written_out(self, part: Part, prepared: Prepared, known: Known) -> Ready:
-        _ = prepared.batch
-        return Ready(part, prepared, known, self.writer.is_apart(prepared))
-
-    async def _look_up(self, part: Part, session: AsyncSession | None = None) -> Known:
-        wanted = self.preparer.wanted_keys(part)
-        if not any(wanted.values()):
-            return {one.field: {} for one in wanted}
-        if session is not None:
-            return await self.parents.ids(session, wanted)
-        return await self.run.read(lambda session: self.parents.ids(session, wanted))
+                yield await self.chunks.prepare(part, session)
 
     async def _commit(self, ready: Ready, turn: Turn) -> Receipt:
         part = ready.part
@@ -179,20 +156,18 @@ class BulkWrite:
                 work = partial(self.work, ready=ready, turn=turn)
                 return await self.run.commit_chunk(part.number, part.span, work, turn)
             except Stale:
-                known = await self._look_up(part)
-                prepared = await asyncio.to_thread(self.preparer.prepare, part, known)
-                ready = Ready(part, prepared, known)
+                ready = await self.chunks.prepare(part)
         raise InputError(
             f"the rows that chunk {part.number} refers to changed {STALE_TRIES} times while it was "
             "written; run the job when they are at rest"
         )
 
     async def work(self, session: AsyncSession, ready: Ready, turn: Turn) -> ChunkEffect:
-        await self._still_known(session, ready.known)
+        await self.chunks.require_known(session, ready)
         created, prepared = Created(), ready.prepared
         if self.rules.on_missing == "create":
             await turn.may_write()
-            prepared = await self._create_missing(session, ready, created)
+            prepared = await self.chunks.with_created(session, ready, created)
         try:
             async with session.begin_nested():
                 outcome = await self._write(session, ready, prepared, turn)
@@ -206,21 +181,6 @@ class BulkWrite:
         used = outcome.used(references, columns, self.rules.update)
         entries = await self.parents.keep_used(session, created, used)
         return outcome.effect(ready.part, prepared.filtered, self.writer.model.name, entries)
-
-    async def _still_known(self, session: AsyncSession, known: Known) -> None:
-        wanted = {one: set(known[one.field]) for one in self.plan.references}
-        if any(wanted.values()) and await self.parents.ids(session, wanted) != known:
-            raise Stale
-
-    async def _create_missing(
-        self, session: AsyncSession, ready: Ready, created: Created
-    ) -> Prepared:
-        """Create the rows that are named and not there, and prepare the chunk with them."""
-        if not ready.prepared.unknown:
-            return ready.prepared
-        new = await self.parents.create(session, ready.prepared.unknown, created)
-        complete = {name: {**ids, **new.get(name, {})} for name, ids in ready.known.items()}
-        return await asyncio.to_thread(self.preparer.prepare, ready.part, complete)
 
     async def _write(
         self, session: AsyncSession, ready: Ready, prepared: Prepared, turn: Turn
@@ -281,29 +241,3 @@ class BulkWrite:
             next_line = part.span.next_line
         span = Span(at.row, rows, at.byte, self.input.text_bytes, at.line, next_line)
         return Part(at.chunk_no, span, (), (), (), {}), filtered
-
-
-async def _open(run: ChunkedRun, source: Input) -> None:
-    """Fix, at the first run, what the input is; refuse another one at a later run."""
-    start = source.data_start
-    span = Span(1, 0, 0, start.byte, 1, start.line)
-    opening = await run.commit_chunk(
-        OPENING, span, already(ChunkEffect(Receipt(OPENING, span, detail=source.detail)))
-    )
-    if (opening.detail or {}).get("fingerprint") != source.fingerprint:
-        raise InputError(
-            "the input is not the one that this job began with; what was committed stays, so give "
-            "the rows behind it to a new job, or to an import with on_conflict skip all of them"
-        )
-
-
-def already(effect: ChunkEffect) -> Any:
-    async def work(_: AsyncSession) -> ChunkEffect:
-        return effect
-
-    return work
-
-
-def behind(receipt: Receipt) -> Position:
-    span = receipt.span
-    return Position(receipt.chunk_no + 1, span.first_row + span.rows, span.end_byte, span.next_line)

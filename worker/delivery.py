@@ -18,7 +18,7 @@ from jobs._adoption import adopt_message, printable
 from jobs._bell import job_id_of, kind_of
 from jobs._errors import Unadoptable
 from worker.ear import Ear
-from worker.execution import Executor
+from worker.executor import Executor
 from worker.message import Message, Owner
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from worker.arq_worker import ArqWorker, functions_named
 from worker.cancelling import Canceller
 from worker.delivery import Delivery
 from worker.ear import Ear
-from worker.execution import Executor
+from worker.executor import Executor
 from worker.gleaner import Gleaner
 from worker.interpreter import tune_interpreter
 from worker.listening import Listener

@@ -19,7 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from worker.execution import Executor
+from worker.executor import Executor
 
 CANCEL_INTERVAL_S = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -24,7 +24,7 @@ from tests.sample_jobs.act_out import BAD_ROWS
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import until
-from worker.execution import Executor
+from worker.executor import Executor
 from worker.gathering import FEW_TOGETHER, MOST_BATCHES, MOST_TOGETHER
 
 KIND = "take_down"

@@ -20,7 +20,7 @@ from tests.proxy import Cut, proxied
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from worker.cancelling import Canceller
-from worker.execution import Executor
+from worker.executor import Executor
 
 FENCE = b"FOR SHARE OF job"
 SUCCEEDED = ("succeeded", None, 0)

@@ -30,7 +30,7 @@ from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, until
 from worker import solitude
-from worker.execution import Executor
+from worker.executor import Executor
 
 Sessions = async_sessionmaker[AsyncSession]
 

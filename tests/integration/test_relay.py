@@ -24,7 +24,7 @@ from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import ROOT, until
 from worker import relay as relay_module
-from worker.execution import Executor
+from worker.executor import Executor
 from worker.redis_pool import make_redis
 from worker.relay import MARK_LEASE_S, Relay, mark_key
 from worker.shutdown import cancel_until_done

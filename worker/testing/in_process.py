@@ -16,7 +16,7 @@ from jobs._discovery import Jobs
 from jobs._housekeeping import Housekeeping
 from jobs._producer import Producer
 from jobs._sources.place import ImportPlace
-from worker.execution import Executor
+from worker.executor import Executor
 from worker.liveness import Liveness
 from worker.reports import JobReport, read_job
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.changing import NO_DEPENDENTS, Change, Changed, change_rows
+from db.change import Change, Changed
+from db.changing import change_rows
 from db.columns import changed_by
-from db.dependents import Dependents
+from db.dependents import NO_DEPENDENTS, Dependents
 from db.merging import Given
 from db.overwriting import OVERWRITE, Effect
 from db.registry import Model

@@ -13,7 +13,8 @@ from db.errors import Cancelled
 from db.ledger import audit, cancellation, chunk, job, progress, verdict
 from db.ledger.audit import Changes, Entry
 from db.ledger.chunk import Receipt, Span
-from db.ledger.job import Claim, Limits
+from db.ledger.job import Claim
+from db.ledger.limits import Limits
 from db.ledger.verdict import RowVerdict
 from db.registry import Registry
 from db.steps import Step

@@ -9,8 +9,8 @@ from pydantic import Field, JsonValue, model_validator
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, read_facts
-from db.changing import NO_DEPENDENTS
 from db.columns import OnParentDeleted
+from db.dependents import NO_DEPENDENTS
 from db.errors import UnknownModel
 from db.overwriting import Effect
 from db.registry import Model

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from db import steps
 from db.errors import AlreadyCommitted
 from db.ledger.claims import end_many, fence_many, left_as
-from db.ledger.job import Claim, Limits, State
+from db.ledger.job import Claim, State
+from db.ledger.limits import Limits
 from db.steps import Step
 from db.transaction import transaction
 from jobs._declaration import BatchResults, Job, Outcome, Payload

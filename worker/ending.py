@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
-from db.ledger import cancellation, chunk, job
+from db.ledger import cancellation, chunk, release
 from db.ledger.claims import End
 from db.ledger.job import Claim, Reason, State
 from db.ledger.verdict import write_verdicts
@@ -51,7 +51,7 @@ def _ending(
         try:
             await change(session)
         except ClaimLost:
-            if await job.ended_by(session, held) != state:
+            if await release.ended_by(session, held) != state:
                 raise
 
     return Ending(state, write, level, event, fields)
@@ -61,7 +61,7 @@ def succeeded(held: Claim, outcome: Outcome) -> Ending:
     return _ending(
         held,
         State.SUCCEEDED,
-        lambda session: job.end(session, held, State.SUCCEEDED, outcome=outcome),
+        lambda session: release.end(session, held, State.SUCCEEDED, outcome=outcome),
         "INFO",
         "job.succeeded",
         outcome=outcome,
@@ -72,7 +72,7 @@ def failed(held: Claim, reason: Reason, text: str, refusal: Rejected | None = No
     """The job has failed for good; what its refusal says of its rows is written with that."""
 
     async def change(session: AsyncSession) -> None:
-        await job.end(
+        await release.end(
             session,
             held,
             State.FAILED,
@@ -101,7 +101,7 @@ def cancelled(held: Claim, *, chunked: bool) -> Ending:
     async def change(session: AsyncSession) -> None:
         outcome = await chunk.report(session, held.job_id) if chunked else None
         reason = await cancellation.read_reason(session, held.job_id)
-        await job.end(session, held, State.CANCELLED, error=_storable(reason), outcome=outcome)
+        await release.end(session, held, State.CANCELLED, error=_storable(reason), outcome=outcome)
 
     return _ending(held, State.CANCELLED, change, "WARNING", "job.cancelled")
 
@@ -145,7 +145,7 @@ def requeued(
     return _ending(
         held,
         State.QUEUED,
-        lambda session: job.requeue(
+        lambda session: release.requeue(
             session,
             held,
             reason,

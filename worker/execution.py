@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db import steps
 from db.errors import AlreadyCommitted, Cancelled, ClaimLost
-from db.ledger import job
+from db.ledger import job, release
 from db.ledger.job import Claim, Reason, State
 from db.registry import Registry
 from db.retry import DATABASE_ERRORS, Fault, classify, describe
@@ -191,14 +191,14 @@ class Execution:
             try:
                 await job.fence(session, held)
             except ClaimLost:
-                if await job.ended_by(session, held) == State.SUCCEEDED:
+                if await release.ended_by(session, held) == State.SUCCEEDED:
                     raise AlreadyCommitted(outcome) from None
                 raise
             steps.reached(Step.FENCED)
             given = (session, payload, held) if declared.claimed else (session, payload)
             outcome = await declared.run(*given)
             steps.reached(Step.APPLIED)
-            await job.end(session, held, State.SUCCEEDED, outcome=outcome)
+            await release.end(session, held, State.SUCCEEDED, outcome=outcome)
             steps.reached(Step.COMMITTING)
             return outcome
 

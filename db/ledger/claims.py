@@ -1,6 +1,6 @@
 """Claims on many jobs of one kind, each its own, taken, fenced and ended by one statement for all.
 
-What holds of one claim in `job.py` holds of each of these.
+What holds of one claim in `job.py` and `release.py` holds of each of these.
 """
 
 import json
@@ -14,7 +14,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
-from db.ledger.job import BRIEF, IS_CANCELLED, SET_LIMITS, Claim, Limits, Reason, Ring, State, job
+from db.ledger.job import IS_CANCELLED, Claim, Reason, Ring, State, job
+from db.ledger.limits import BRIEF, SET_LIMITS, Limits
 from db.ledger.stored_json import JsonAsText
 
 LOOK_AHEAD = 10

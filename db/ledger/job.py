@@ -4,7 +4,6 @@ States: queued → running → succeeded | failed | cancelled; running → queue
 other change.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -18,6 +17,7 @@ from sqlmodel import SQLModel
 
 from db import columns  # noqa: F401 - sets the naming convention before the first constraint
 from db.errors import Cancelled, ClaimLost
+from db.ledger.limits import BRIEF, SET_LIMITS, Limits
 from db.ledger.stored_json import JsonAsText, UnreadableJson
 
 SCHEMA = "bulwark"
@@ -106,7 +106,6 @@ job = sa.Table(
     ),
     schema=SCHEMA,
 )
-_progress = sa.table("progress", sa.column("job_id", sa.Uuid), schema=SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -142,32 +141,6 @@ class Ring:
     priority: int
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long a transaction may take: a statement, idle between statements, waiting for a lock."""
-
-    statement_s: float
-    idle_s: float
-    lock_s: float = 10.0
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """What SET_LIMITS takes."""
-        return {
-            "statement_ms": str(round(self.statement_s * 1000)),
-            "idle_ms": str(round(self.idle_s * 1000)),
-            "lock_ms": str(round(self.lock_s * 1000)),
-        }
-
-
-BRIEF = Limits(statement_s=30.0, idle_s=10.0, lock_s=2.0)
-
-
-SET_LIMITS = """
-        SELECT set_config('statement_timeout', :statement_ms, true),
-               set_config('idle_in_transaction_session_timeout', :idle_ms, true),
-               set_config('lock_timeout', :lock_ms, true)
-"""
 IS_CANCELLED = "EXISTS (SELECT FROM bulwark.cancellation AS c WHERE c.job_id = job.id)"
 _CLAIM = sa.text(
     f"""
@@ -233,7 +206,6 @@ async def waits_for_solitude(session: AsyncSession, job_id: UUID) -> bool:
     )
 
 
-_LIMIT = sa.text(SET_LIMITS)
 _FENCE = sa.text(
     f"""
     WITH limits AS MATERIALIZED ({SET_LIMITS})
@@ -262,84 +234,3 @@ async def fence(session: AsyncSession, held: Claim, limits: Limits | None = None
         raise ClaimLost
     if is_cancelled and not held.is_cancelled:
         raise Cancelled
-
-
-async def limit(session: AsyncSession, limits: Limits) -> None:
-    """Bound a transaction of the ledger's own, so that it holds no row for long."""
-    await session.execute(_LIMIT, limits.parameters)
-
-
-async def ended_by(session: AsyncSession, held: Claim) -> State | None:
-    """The state that this very claim left the job in; None if it is open or was taken back."""
-    return await session.scalar(
-        sa.select(job.c.state).where(
-            job.c.id == held.job_id,
-            job.c.claim_id == held.claim_id,
-            job.c.state != State.RUNNING,
-        )
-    )
-
-
-async def end(
-    session: AsyncSession,
-    held: Claim,
-    state: State,
-    *,
-    reason: Reason | None = None,
-    error: str | None = None,
-    outcome: Mapping[str, Any] | None = None,
-) -> None:
-    """Write how the job ended. Raises ClaimLost when this claim no longer owns it."""
-    await _leave_running(
-        session,
-        held,
-        state=state,
-        reason=reason,
-        error=error,
-        outcome=outcome,
-        finished_at=sa.func.now(),
-        attempt=job.c.attempt + (1 if state == State.FAILED else 0),
-    )
-
-
-async def requeue(
-    session: AsyncSession,
-    held: Claim,
-    reason: Reason,
-    *,
-    delay: timedelta = timedelta(0),
-    error: str | None = None,
-    costs_attempt: bool = False,
-) -> None:
-    """Put the job back into its queue, due after `delay`. Raises ClaimLost."""
-    due = sa.func.now() + delay
-    await _leave_running(
-        session,
-        held,
-        state=State.QUEUED,
-        reason=reason,
-        error=error,
-        run_at=due,
-        queued_at=sa.func.now(),
-        next_ring_at=due,
-        attempt=job.c.attempt + (1 if costs_attempt else 0),
-    )
-
-
-async def _leave_running(session: AsyncSession, held: Claim, **values: Any) -> None:
-    """Change the job's row, and forget how far the job was said to be."""
-    await limit(session, BRIEF)
-    forgotten = sa.delete(_progress).where(_progress.c.job_id == held.job_id).cte("forgotten")
-    changed = await session.execute(
-        sa.update(job)
-        .where(
-            job.c.id == held.job_id,
-            job.c.claim_id == held.claim_id,
-            job.c.state == State.RUNNING,
-        )
-        .values(**values)
-        .returning(job.c.id)
-        .add_cte(forgotten)
-    )
-    if changed.one_or_none() is None:
-        raise ClaimLost

@@ -15,7 +15,8 @@ from sqlalchemy.dialects.postgresql import INTERVAL, TIMESTAMP
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
-from db.ledger.job import BRIEF, ENDED, SCHEMA, job, limit
+from db.ledger.job import ENDED, SCHEMA, job
+from db.ledger.limits import BRIEF, limit
 
 KEPT = timedelta(days=90)
 """How long a slot is kept; the last one of each schedule stays."""

@@ -13,11 +13,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.errors import AlreadyCommitted, ClaimLost
-from db.ledger import audit, chunk, job, progress, take_back, verdict, worker
+from db.ledger import audit, chunk, job, progress, release, take_back, verdict, worker
 from db.ledger.acceptance import insert_jobs
 from db.ledger.audit import Entry, Keys
 from db.ledger.chunk import Receipt, Span
-from db.ledger.job import Claim, Limits, Reason, State
+from db.ledger.job import Claim, Reason, State
+from db.ledger.limits import Limits
 from db.ledger.verdict import RowVerdict
 from db.retry import sqlstate
 from db.transaction import transaction
@@ -133,7 +134,7 @@ async def test_a_worker_that_has_ended_claims_nothing(ledger: Ledger) -> None:
 
 async def test_a_job_that_has_ended_is_not_claimed(ledger: Ledger) -> None:
     held = await ledger.held()
-    await ledger.do(lambda s: job.end(s, held, State.SUCCEEDED))
+    await ledger.do(lambda s: release.end(s, held, State.SUCCEEDED))
     assert await ledger.claim(held.job_id, held.worker_id) is None
 
 
@@ -181,7 +182,7 @@ async def test_the_fence_refuses_a_claim_that_was_taken_back(ledger: Ledger) -> 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
 async def test_the_fence_refuses_a_claim_whose_job_has_ended(ledger: Ledger, state: State) -> None:
     held = await ledger.held()
-    await ledger.do(lambda s: job.end(s, held, state))
+    await ledger.do(lambda s: release.end(s, held, state))
     with pytest.raises(ClaimLost):
         await ledger.do(lambda s: job.fence(s, held))
 
@@ -282,7 +283,7 @@ async def test_a_job_changes_only_as_the_drawing_of_states_allows(ledger: Ledger
 async def test_a_job_that_goes_back_to_its_queue_is_due_after_the_delay(ledger: Ledger) -> None:
     held = await ledger.held()
     await ledger.do(
-        lambda s: job.requeue(
+        lambda s: release.requeue(
             s, held, Reason.RETRY, delay=timedelta(minutes=5), error="a", costs_attempt=True
         )
     )
@@ -303,9 +304,9 @@ async def test_how_far_a_job_was_is_forgotten_when_it_runs_no_more(
     await ledger.do(lambda s: progress.tell(s, held, 7, 70))
     await ledger.do(lambda s: progress.tell(s, other, 7, 70))
     if state == State.QUEUED:
-        await ledger.do(lambda s: job.requeue(s, held, Reason.RETRY))
+        await ledger.do(lambda s: release.requeue(s, held, Reason.RETRY))
     else:
-        await ledger.do(lambda s: job.end(s, held, state))
+        await ledger.do(lambda s: release.end(s, held, state))
     assert await ledger.rows("SELECT job_id FROM bulwark.progress") == [(other.job_id,)]
     await ledger.lose(other.worker_id)
     assert await ledger.rows("SELECT job_id FROM bulwark.progress") == []
@@ -315,19 +316,19 @@ async def test_only_the_owner_of_the_claim_can_end_the_job(ledger: Ledger) -> No
     held = await ledger.held()
     await ledger.lose(held.worker_id)
     with pytest.raises(ClaimLost):
-        await ledger.do(lambda s: job.end(s, held, State.SUCCEEDED))
+        await ledger.do(lambda s: release.end(s, held, State.SUCCEEDED))
     with pytest.raises(ClaimLost):
-        await ledger.do(lambda s: job.requeue(s, held, Reason.RETRY))
+        await ledger.do(lambda s: release.requeue(s, held, Reason.RETRY))
     assert await ledger.state(held.job_id) == ("queued", "rescued")
 
 
 async def test_a_claim_ended_its_job_only_if_it_was_not_taken_back(ledger: Ledger) -> None:
     ended, taken = await ledger.held(), await ledger.held()
-    assert await ledger.do(lambda s: job.ended_by(s, ended)) is None
-    await ledger.do(lambda s: job.end(s, ended, State.SUCCEEDED))
+    assert await ledger.do(lambda s: release.ended_by(s, ended)) is None
+    await ledger.do(lambda s: release.end(s, ended, State.SUCCEEDED))
     await ledger.lose(taken.worker_id)
-    assert await ledger.do(lambda s: job.ended_by(s, ended)) == "succeeded"
-    assert await ledger.do(lambda s: job.ended_by(s, taken)) is None
+    assert await ledger.do(lambda s: release.ended_by(s, ended)) == "succeeded"
+    assert await ledger.do(lambda s: release.ended_by(s, taken)) is None
 
 
 async def crash(

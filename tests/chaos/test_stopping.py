@@ -19,6 +19,8 @@ from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import ROOT, Start, WorkerProcess, environment, until
 
+pytestmark = pytest.mark.once
+
 NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 NO_REDIS = "redis://127.0.0.1:1/0"
 GRACE_S = 1.0

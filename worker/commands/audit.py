@@ -22,6 +22,7 @@ from worker.display import say
 from worker.exit_codes import BadInput, ExitCode, first_problem
 from worker.reports import find_job
 from worker.settings import Settings
+from worker.whole_file import require_file
 
 OneJob = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only what this job did.")]
 
@@ -106,7 +107,10 @@ def export(
     job_id: OneJob = None,
 ) -> None:
     """Write the whole audit as JSON lines, without sensitive values."""
-    written = asyncio.run(_export(quiet_settings(), job_id, file))
+    settings = quiet_settings()
+    if file != "-":
+        require_file(file)
+    written = asyncio.run(_export(settings, job_id, file))
     if file != "-":
         say(f"{written:,} entries are in {file}.")
 

@@ -16,6 +16,7 @@ from worker.connection import Sessions, open_ledger
 from worker.display import say, to_json
 from worker.reports import each_verdict, find_job
 from worker.settings import Settings
+from worker.whole_file import require_file
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,6 +41,8 @@ def rejects(
     """Show the rows that a job did not take, and why."""
     settings = quiet_settings()
     if export is not None:
+        if export != "-":
+            require_file(export)
         asyncio.run(_export(settings, job_id, export))
         return
     asyncio.run(_show_rejects(settings, job_id, limit, as_json=as_json))

@@ -13,7 +13,7 @@ from db.ledger import audit as audit_ledger
 from jobs.seal_audit import SealAudit
 from worker import audit_export, listings
 from worker.accepted import enqueue_job
-from worker.arguments import AsJson, JobOptions, as_parameters, told
+from worker.arguments import AsJson, JobOptions, Limit, as_parameters, told
 from worker.audit_display import parse_heads, show_verification
 from worker.audit_verification import verify as verify_audit
 from worker.command_group import quiet_settings
@@ -39,7 +39,7 @@ def audit(
     ctx: typer.Context,
     job_id: OneJob = None,
     table: Annotated[str | None, typer.Option(help="Only what was done to this table.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show who changed what: the newest first, or one job from its beginning."""

@@ -10,7 +10,7 @@ import typer
 
 from worker import listings
 from worker import rejects as rejected_rows
-from worker.arguments import AsJson, JobId
+from worker.arguments import MOST_LISTED, AsJson, JobId
 from worker.command_group import quiet_settings
 from worker.connection import Sessions, open_ledger
 from worker.display import say, to_json
@@ -34,7 +34,10 @@ def rejects(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many.", show_default="50, or all as JSON")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_LISTED, help="At most so many.", show_default="50, or all as JSON"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -230,7 +230,7 @@ class Producer:
             )
         except QueueTooDeep as full:
             raise QueueFull(
-                f"the queue {full.queue} holds {full.waiting:,} jobs and {full.most:,} may wait "
+                f"the queue {full.queue} holds {_at_least(full)} jobs and {full.most:,} may wait "
                 "there; enqueue later, when workers have caught up, or let more wait with "
                 "`bulwark limit`"
             ) from None
@@ -305,3 +305,8 @@ def _changed_by_json(payload: Payload, text: str) -> list[str]:
     return [
         name for name in type(payload).model_fields if getattr(back, name) != getattr(payload, name)
     ]
+
+
+def _at_least(full: QueueTooDeep) -> str:
+    """How many wait; they are counted only as far as they may."""
+    return f"{full.waiting:,}" + (" or more" if full.waiting >= full.most else "")

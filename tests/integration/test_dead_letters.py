@@ -13,11 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import dead_letter
 from db.ledger.dead_letter import Choice
+from jobs._declaration import Payload
 from jobs.insert_rows import InsertRows
 from tests.command_line import Cli, make_cli, sentence
 from tests.inprocess import BOMB, Bench
 from tests.proxy import Road
 from tests.sample_jobs.act_out import COUNTS_OF_BAD, ActOut
+from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import Stage, connected
 from tests.workers import until
 
@@ -38,7 +40,7 @@ async def run(cli: Cli, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-async def failing(bench: Bench, payload: ActOut | InsertRows = FAIL) -> UUID:
+async def failing(bench: Bench, payload: Payload = FAIL) -> UUID:
     """A job that has failed for good."""
     job_id = (await bench.producer.enqueue(payload, attempts=1)).job_id
     await bench.deliver(job_id)
@@ -98,6 +100,19 @@ async def test_a_retried_import_goes_on_behind_what_it_has_committed(
     assert report.tally.counts == {"inserted": 5}
     assert [r["name"] for r in await connection.fetch("SELECT name FROM team ORDER BY id")] == NAMES
     assert sum(line["rows"] for line in await bench.audit(job_id)) == 5
+
+
+async def test_a_job_that_counts_no_rows_repeats_nothing_when_it_is_retried(
+    bench: Bench, cli: Cli, stage: Stage
+) -> None:
+    job_id = await failing(bench, WriteNotes(chunks=3, is_counted=False, fail_at=3))
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+
+    await run(cli, "retry", str(job_id))
+    await bench.deliver(job_id)
+
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+    assert await stage.notes() == ["chunk 1", "chunk 2"]
 
 
 async def test_an_atomic_import_is_judged_anew_when_it_is_retried(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -71,10 +71,20 @@ class Terms:
     def __post_init__(self) -> None:
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise JobError(f"run_at {self.run_at} has no time zone; give one")
+        if self.run_at is not None and not _is_in_calendar(self.run_at):
+            raise JobError(f"run_at {self.run_at.isoformat()} is outside the years 1 to 9999")
         if problem := complaint(vars(self)):
             raise JobError(problem)
         for name in ("actor", "correlation_id"):
             _check_text(name, getattr(self, name))
+
+
+def _is_in_calendar(at: datetime) -> bool:
+    try:
+        at.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 class Producer:

@@ -5,7 +5,7 @@ from typing import Annotated
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, SecretStr, ValidationInfo
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.sentinel import (
@@ -27,6 +27,12 @@ _NOT_OF_ASYNCPG = {
     "connect_timeout": "write timeout=",
     "application_name": "leave it out",
 }
+_TLS_IF_ASKED = ("require", "true")
+_TLS_LEAVES_OUT = {
+    "ssl_check_hostname": ("false", "verify-ca"),
+    "ssl_cert_reqs": ("none", "require"),
+}
+"""What may be forgone, by the options that redis-py has for it, and asyncpg's name for the rest."""
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
@@ -53,7 +59,28 @@ def _postgres_url(secret: SecretStr, info: ValidationInfo) -> SecretStr:
             name = "BULWARK_DATABASE_PASSWORD"
             raise ValueError(f"it names no user that {name} is the password of; {example}")
         url = url.set(password=password)
+    url = _believing_its_host_alone(url)
     return SecretStr(url.set(drivername=_DRIVER).render_as_string(hide_password=False))
+
+
+def _believing_its_host_alone(url: URL) -> URL:
+    """With TLS the certificate must be of a known authority and of the host, as with Redis.
+
+    asyncpg, like libpq, believes anybody where TLS is only required.
+    """
+    mode = url.query.get("ssl")
+    forgone = {option: url.query[option] for option in _TLS_LEAVES_OUT if option in url.query}
+    for option, value in forgone.items():
+        only = _TLS_LEAVES_OUT[option][0]
+        if value != only or mode not in _TLS_IF_ASKED:
+            raise ValueError(
+                f"its option {option!r} is only for {option}={only} beside ssl=require"
+            )
+    if mode not in _TLS_IF_ASKED:
+        return url
+    modes = [_TLS_LEAVES_OUT[option][1] for option in forgone]
+    url = url.difference_update_query(forgone)
+    return url.update_query_dict({"ssl": modes[-1] if modes else "verify-full"})
 
 
 def _set_beside(info: ValidationInfo, password: str) -> str | None:

@@ -23,7 +23,7 @@ class Servers(NamedTuple):
     def env(self, host: str, authority: Path) -> dict[str, str]:
         """The environment of who believes this authority."""
         database_url = (
-            f"postgresql://bulwark:bulwark@{host}:{self.postgres_port}/bulwark?ssl=verify-full"
+            f"postgresql://bulwark:bulwark@{host}:{self.postgres_port}/bulwark?ssl=require"
         )
         redis_url = f"rediss://{host}:{self.redis_port}/0?ssl_ca_certs={authority}"
         return {**environment(database_url, redis_url), "PGSSLROOTCERT": str(authority)}

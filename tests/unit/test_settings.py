@@ -160,6 +160,27 @@ def test_both_servers_are_given_with_their_passwords(monkeypatch: pytest.MonkeyP
     assert servers.redis_url == REDIS_URL
 
 
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ("ssl=require", "verify-full"),
+        ("ssl=true", "verify-full"),
+        ("ssl=verify-full", "verify-full"),
+        ("ssl=require&ssl_check_hostname=false", "verify-ca"),
+        ("ssl=require&ssl_cert_reqs=none", "require"),
+        ("ssl=require&ssl_cert_reqs=none&ssl_check_hostname=false", "require"),
+    ],
+)
+def test_with_tls_the_host_of_postgresql_is_checked_unless_the_address_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, options: str, mode: str
+) -> None:
+    monkeypatch.setenv("BULWARK_DATABASE_URL", f"{DATABASE_URL}?{options}&timeout=5")
+
+    url = make_url(load_settings().require_database())
+
+    assert url.query == {"ssl": mode, "timeout": "5"}
+
+
 AWKWARD = "a@b:c/d%41?e#f g+h'\"\\&[é"
 
 
@@ -180,7 +201,7 @@ def test_passwords_of_any_signs_may_stand_beside_their_urls(
         "db.example",
         "shop",
     )
-    assert postgres.query == {"ssl": "require"}
+    assert postgres.query == {"ssl": "verify-full"}
     assert (redis["password"], redis["host"], redis["port"], redis["db"]) == (
         AWKWARD,
         "redis.example",
@@ -391,6 +412,8 @@ def test_a_malformed_value_is_an_error_that_names_its_variable(
         ("DATABASE_URL", f"postgresql://ann:{PASSWORD}@db:port/shop", "it is not a URL"),
         ("DATABASE_URL", f"postgresql://ann:{PASSWORD}@db", "it names no database"),
         ("DATABASE_URL", f"{DATABASE_URL}?sslmode=require", "write ssl="),
+        ("DATABASE_URL", f"{DATABASE_URL}?ssl_cert_reqs=none", "beside ssl=require"),
+        ("DATABASE_URL", f"{DATABASE_URL}?ssl=require&ssl_cert_reqs=some", "ssl_cert_reqs=none"),
         ("DATABASE_URL", f"{DATABASE_URL}?sslrootcert=/ca.pem", "set PGSSLROOTCERT"),
         ("REDIS_URL", f"http://:{PASSWORD}@redis/0", "its scheme is 'http'"),
         ("REDIS_URL", f"redis://:{PASSWORD}@redis:port/0", "it is not a URL"),

@@ -119,8 +119,10 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
         ),
         (WAS_CANCELLED, 0, 4, "has changed 0 rows of hero, and the audit has 2"),
         (
-            "UPDATE bulwark.job SET payload = payload - 'on_missing' "
-            "WHERE payload ->> 'on_missing' = 'create'",
+            (
+                "UPDATE bulwark.job SET payload = payload - 'on_missing' "
+                "WHERE payload ->> 'on_missing' = 'create'"
+            ),
             0,
             1,
             "has changed 0 rows of team, and the audit has 1",

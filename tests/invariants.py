@@ -63,7 +63,9 @@ _OUTCOMES = f"""
                          FROM bulwark.chunk, jsonb_each_text(counts)
                         WHERE job_id = id GROUP BY key) AS totals
            ) AS verdicts
-     WHERE state = 'succeeded' AND kind IN {_BULK}
+     WHERE kind IN {_BULK}
+       AND (state = 'succeeded' OR state = 'cancelled'
+            AND EXISTS (SELECT FROM bulwark.chunk WHERE job_id = id))
        AND (outcome -> 'verdicts', (outcome ->> 'rows')::bigint)
            IS DISTINCT FROM (told, done.rows)
 """

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -71,10 +71,20 @@ class Terms:
     def __post_init__(self) -> None:
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise JobError(f"run_at {self.run_at} has no time zone; give one")
+        if self.run_at is not None and not _is_in_calendar(self.run_at):
+            raise JobError(f"run_at {self.run_at.isoformat()} is outside the years 1 to 9999")
         if problem := complaint(vars(self)):
             raise JobError(problem)
         for name in ("actor", "correlation_id"):
             _check_text(name, getattr(self, name))
+
+
+def _is_in_calendar(at: datetime) -> bool:
+    try:
+        at.astimezone(UTC)
+    except OverflowError:
+        return False
+    return True
 
 
 class Producer:
@@ -220,7 +230,7 @@ class Producer:
             )
         except QueueTooDeep as full:
             raise QueueFull(
-                f"the queue {full.queue} holds {full.waiting:,} jobs and {full.most:,} may wait "
+                f"the queue {full.queue} holds {_at_least(full)} jobs and {full.most:,} may wait "
                 "there; enqueue later, when workers have caught up, or let more wait with "
                 "`bulwark limit`"
             ) from None
@@ -295,3 +305,8 @@ def _changed_by_json(payload: Payload, text: str) -> list[str]:
     return [
         name for name in type(payload).model_fields if getattr(back, name) != getattr(payload, name)
     ]
+
+
+def _at_least(full: QueueTooDeep) -> str:
+    """How many wait; they are counted only as far as they may."""
+    return f"{full.waiting:,}" + (" or more" if full.waiting >= full.most else "")

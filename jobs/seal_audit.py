@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.errors import SealsBroken
 from db.ledger import chunk
 from db.ledger.chunk import Receipt, Span
-from db.ledger.seal import Seal, seal_next
+from db.ledger.seal import Seal, seal_next, was_sealed_before
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._errors import Rejected
 from jobs._run import ChunkedRun, ChunkEffect
@@ -46,7 +46,18 @@ async def seal_audit(run: ChunkedRun, payload: SealAudit) -> Outcome:
             rows=sealed["rows"],
             signed=sealed["signed"],
         )
+        if sealed["segment"] == 1 and await _was_sealed_before(run):
+            log.warning(
+                "audit.sealed_anew",
+                head=sealed["head"],
+                remedy="unless you began a new chain yourself, the seals were removed: run "
+                "`bulwark audit verify` with --head and a head kept elsewhere",
+            )
     return outcome
+
+
+async def _was_sealed_before(run: ChunkedRun) -> bool:
+    return await run.read(lambda session: was_sealed_before(session, run.claim))
 
 
 async def _seal(run: ChunkedRun, payload: SealAudit, number: int) -> dict[str, Any]:

@@ -73,6 +73,8 @@ CorrelationId = Annotated[
     str | None,
     Option("--correlation-id", help="Your own id of what this belongs to.", rich_help_panel=PANEL),
 ]
+MOST_LISTED = 1_000_000_000
+Limit = Annotated[int, Option("--limit", min=1, max=MOST_LISTED, help="At most so many.")]
 Follow = Annotated[bool, Option("--follow", help="Show the progress until the job ends.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON for programs.")]
 

@@ -44,18 +44,25 @@ class Asked:
 
 
 def _instant(text: str | None) -> datetime | None:
+    """The time of --since, in UTC. Raises BadInput."""
     if text is None:
         return None
-    if ago := _AGO.fullmatch(text.strip()):
-        count, unit = ago.groups()
-        return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(count)})
     try:
-        at = datetime.fromisoformat(text)
+        at = _ago(text.strip()) or datetime.fromisoformat(text)
+        if at.tzinfo is not None:
+            return at.astimezone(UTC)
+    except OverflowError:
+        raise BadInput(f"--since {text!r} is outside the years 1 to 9999.") from None
     except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise BadInput(
-            f"--since {text!r} is neither a time ago, such as 6h, nor an ISO time with its zone, "
-            "such as 2030-12-31T23:00:00Z."
-        )
-    return at
+        pass
+    raise BadInput(
+        f"--since {text!r} is neither a time ago, such as 6h, nor an ISO time with its zone, "
+        "such as 2030-12-31T23:00:00Z."
+    )
+
+
+def _ago(text: str) -> datetime | None:
+    if (ago := _AGO.fullmatch(text)) is None:
+        return None
+    count, unit = ago.groups()
+    return datetime.now(UTC) - timedelta(**{_UNITS[unit]: int(count)})

@@ -71,7 +71,8 @@ class Delivery:
         return job_id
 
     async def _adopt_or_park(self, message: Message, arq_id: str) -> UUID | None:
-        if message.owner is Owner.LIKE_OURS and await self._priority(job_id_of(arq_id)) is not None:
+        is_ring = message.owner is Owner.LIKE_OURS and _can_be_read(message)
+        if is_ring and await self._priority(job_id_of(arq_id)) is not None:
             return self._heard(message)
         try:
             job_id = await self._do(

@@ -109,6 +109,7 @@ class Execution:
             await self.settling.give_back(held)
             raise
         except ClaimLost:
+            self.liveness.unlimit(held.claim_id)
             log.warning("job.claim_lost", claim=str(held.claim_id))
             return
         self.liveness.unlimit(held.claim_id)

@@ -38,6 +38,14 @@ class BadInput(Exception):
     """What was asked for does not exist or cannot be done as it was asked for."""
 
 
+class PartlyDone(Exception):
+    """What was done when `cause` kept the rest from being done."""
+
+    def __init__(self, done: str, cause: Exception) -> None:
+        super().__init__(done)
+        self.cause = cause
+
+
 _CODES = (
     ((SettingsError, NotAtHead, EvictingRedis), ExitCode.NOT_READY),
     ((EmbeddedServerError, SourceAway), ExitCode.UNREACHABLE),
@@ -47,6 +55,7 @@ _CODES = (
 
 KNOWN_ERRORS = (
     BadInput,
+    PartlyDone,
     SettingsError,
     EmbeddedServerError,
     JobError,
@@ -66,6 +75,9 @@ class Failure(NamedTuple):
 
 def explain(error: Exception) -> Failure | None:
     """What to tell about an error that a user can do something about; None for any other."""
+    if isinstance(error, PartlyDone):
+        failure = explain(error.cause)
+        return failure and Failure(failure.code, f"{error}: {failure.sentence}")
     if isinstance(error, RedisError):
         return Failure(ExitCode.UNREACHABLE, unreachable_redis(error))
     if isinstance(error, DATABASE_ERRORS) and _is_server_away(error):

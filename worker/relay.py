@@ -101,7 +101,7 @@ class Relay:
         """Leave to the other relays, or to one that comes later, what this one has not rung.
 
         Where PostgreSQL cannot be told by then, on the loop's clock, the mark goes, so that the
-        next relay rings all again.
+        next relay rings all again; without Redis a mark of this relay's own ends by itself.
         """
         self._unclaimed |= {one.job_id for one in self._unrung}
         if not self._unclaimed and not self._owes_all:
@@ -110,7 +110,7 @@ class Relay:
             async with asyncio.timeout_at(by_s):
                 await self._seconds_to_next_ring()
                 await self._make_lost_rings_due()
-        except DATABASE_ERRORS:
+        except (RedisError, *DATABASE_ERRORS):
             with suppress(RedisError, OSError):
                 await self._redis.delete(await mark_key(self._redis))
 

@@ -80,13 +80,18 @@ async def choose_failed(session: AsyncSession, choice: Choice) -> list[UUID]:
 
 
 # A chunk that nothing came of, counted from the end of the job backwards: its rows are judged
-# anew. One that has changed something stays, and all that stand before it.
+# anew. One that has changed something stays, and all that stand before it; so does one of a job
+# that does not count what became of its rows, since nobody can tell.
 _FORGET_CHUNKS = sa.text(
     """
     WITH effective AS (
         SELECT chunk.job_id, max(chunk.chunk_no) AS last FROM bulwark.chunk AS chunk
          WHERE chunk.job_id = ANY (:job_ids) AND chunk.chunk_no > 0
            AND (chunk.counts - :without_effect <> '{}'
+                OR chunk.rows = 0
+                OR chunk.rows - chunk.filtered > (
+                       SELECT coalesce(sum(CAST(rows AS bigint)), 0)
+                         FROM jsonb_each_text(chunk.counts) AS counted(verdict, rows))
                 OR EXISTS (SELECT FROM bulwark.audit AS entry
                             WHERE entry.job_id = chunk.job_id
                               AND entry.chunk_no = chunk.chunk_no))

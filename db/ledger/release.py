@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.errors import ClaimLost
+from db.ledger.cancellation import cancellation
 from db.ledger.job import SCHEMA, Claim, Reason, State, job
 from db.ledger.limits import BRIEF, limit
 
@@ -56,8 +57,12 @@ async def requeue(
     error: str | None = None,
     costs_attempt: bool = False,
 ) -> None:
-    """Put the job back into its queue, due after `delay`. Raises ClaimLost."""
-    due = sa.func.now() + delay
+    """Put the job back into its queue, due after `delay`; one that is cancelled is due at once.
+
+    It has only to be ended then. Raises ClaimLost.
+    """
+    is_cancelled = sa.exists().where(cancellation.c.job_id == held.job_id)
+    due = sa.case((is_cancelled, sa.func.now()), else_=sa.func.now() + delay)
     await _leave_running(
         session,
         held,

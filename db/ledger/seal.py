@@ -20,7 +20,7 @@ from sqlmodel import SQLModel
 
 from db.errors import SealsBroken
 from db.ledger.audit import Xid8
-from db.ledger.job import SCHEMA
+from db.ledger.job import SCHEMA, Claim, State, job
 
 FORM: Final = 1
 """Which columns of a row are hashed, and how; a later form leaves earlier seals as they are."""
@@ -243,6 +243,19 @@ async def last_seal(session: AsyncSession) -> Seal | None:
     query = sa.select(*_SEAL_COLUMNS).order_by(seal.c.segment.desc()).limit(1)
     row = (await session.execute(query)).one_or_none()
     return None if row is None else Seal(*row)
+
+
+async def was_sealed_before(session: AsyncSession, claim: Claim) -> bool:
+    """Whether another job of this kind is known that has sealed something."""
+    query = sa.select(
+        sa.exists().where(
+            job.c.state == State.SUCCEEDED,
+            job.c.kind == claim.kind,
+            job.c.id != claim.job_id,
+            job.c.outcome["segments"].astext != "0",
+        )
+    )
+    return bool(await session.scalar(query))
 
 
 async def read_seals(session: AsyncSession, behind: int, most: int) -> list[Seal]:

@@ -197,6 +197,20 @@ async def test_a_job_of_one_transaction_is_stopped_at_once_and_its_worker_goes_o
     assert worker.terminate() == 0
 
 
+async def test_a_cancelled_job_that_puts_itself_off_ends_now(scene: Scene) -> None:
+    await scene.stage.close_gate()
+    scene.worker()
+    job_id = await scene.accept(ActOut(gate=True, then="put_off", seconds=3600))
+    await scene.stage.somebody_at_gate()
+
+    told = await scene.cancel(job_id)
+    await scene.stage.open_gate()
+    await scene.stage.becomes(job_id, "cancelled")
+
+    assert told["state"] == "running"
+    assert await scene.stage.notes() == []
+
+
 async def test_a_job_in_a_batch_is_stopped_at_once_and_the_others_do_their_work_once(
     scene: Scene,
 ) -> None:

@@ -33,7 +33,7 @@ FILL = f"""
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.once)])
 async def test_a_purge_that_is_killed_removes_and_archives_each_row_once(
     bench: Bench,
     database_url: str,

@@ -210,6 +210,7 @@ async def test_connections_that_break_at_commit_cost_nothing(
         await site.check(provoked, "PostgreSQL: connections broken at COMMIT", times)
 
 
+@pytest.mark.once
 async def test_jobs_go_on_after_postgresql_was_restarted(
     site: Site, postgres: OwnPostgres, provoked: Provoked
 ) -> None:
@@ -227,9 +228,10 @@ async def test_jobs_go_on_after_postgresql_was_restarted(
     await site.check(provoked, "PostgreSQL: fast and immediate restart", len(modes))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "seconds",
-    [pytest.param(5.0, marks=pytest.mark.once), pytest.param(60.0, marks=pytest.mark.chaos)],
+    [5.0, pytest.param(60.0, marks=pytest.mark.chaos)],
 )
 async def test_an_absence_of_postgresql_poisons_nothing_and_is_told_once(
     site: Site, postgres: OwnPostgres, provoked: Provoked, seconds: float
@@ -252,6 +254,7 @@ async def test_an_absence_of_postgresql_poisons_nothing_and_is_told_once(
     await site.check(provoked, f"PostgreSQL: away for {seconds:g} s", 1)
 
 
+@pytest.mark.once
 async def test_workers_and_producers_wait_while_others_have_all_connections(
     site: Site, provoked: Provoked
 ) -> None:
@@ -442,6 +445,7 @@ def disk() -> Iterator[Path]:
             yield disk
 
 
+@pytest.mark.once
 async def test_jobs_wait_while_the_disk_is_full(
     disk: Path, redis_url: str, start: Start, provoked: Provoked
 ) -> None:

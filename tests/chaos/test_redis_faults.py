@@ -22,6 +22,8 @@ from tests.workers import Start, WorkerProcess, environment, until
 from worker.redis_pool import make_redis
 from worker.settings import Settings
 
+pytestmark = pytest.mark.once
+
 Sessions = async_sessionmaker[AsyncSession]
 SLOTS = Settings.model_fields["max_jobs"].default
 REDIS_TIMEOUT_S = Settings.model_fields["redis_timeout_s"].default

@@ -19,6 +19,8 @@ from tests.stage import SAMPLE_JOBS, Stage
 from tests.wire import Wire, wired
 from tests.workers import Start, WorkerProcess, environment, until
 
+pytestmark = pytest.mark.once
+
 Sessions = async_sessionmaker[AsyncSession]
 SETTINGS = {
     "job_modules": ",".join(SAMPLE_JOBS),

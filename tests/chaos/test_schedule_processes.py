@@ -14,6 +14,8 @@ from tests.stage import Stage
 from tests.wire import wired
 from tests.workers import Start, WorkerProcess, environment, until
 
+pytestmark = pytest.mark.once
+
 SETTINGS: Mapping[str, str] = {
     "job_modules": "tests.sample_jobs.keep_watch",
     "relay_interval_s": "0.1",

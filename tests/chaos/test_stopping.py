@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from db.migrations import upgrade
 from jobs import Producer, discover_jobs
@@ -18,6 +18,8 @@ from tests.own_servers import OwnPostgres, frozen, own_postgres
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import ROOT, Start, WorkerProcess, environment, until
+
+pytestmark = pytest.mark.once
 
 NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -96,6 +98,36 @@ async def test_workers_told_to_stop_again_and_again_end_with_0(
 
     await until(ended, "the workers have ended")
     assert [one.terminate() for one in crew] == [0] * len(crew)
+
+
+async def test_a_second_signal_ends_a_busy_worker_at_once_and_its_job_goes_on_elsewhere(
+    database_url: str,
+    redis_url: str,
+    stage: Stage,
+    sessions: async_sessionmaker[AsyncSession],
+    start: Start,
+) -> None:
+    env = environment(database_url, redis_url, **SETTINGS | {"shutdown_grace_s": "600"})
+    busy = start(env)
+    await stage.close_gate()
+    producer = Producer(sessions, discover_jobs(SAMPLE_JOBS))
+    job_id = (await producer.enqueue(WriteNotes(chunks=3, gate_in=2))).job_id
+    await stage.somebody_at_gate()
+    busy.signal(signal.SIGTERM)
+    await until_said(busy, "worker.stopping")
+    assert (busy.running, (await stage.row(job_id))["state"]) == (True, "running")
+
+    told_s = time.monotonic()
+    assert await asyncio.to_thread(busy.terminate, 60) == 0
+
+    assert time.monotonic() - told_s < GIVING_BACK_S + MARGIN_S
+    assert await stage.ended_as(job_id) == ("queued", "given_back", 0)
+    assert await stage.notes() == ["chunk 1"]
+    await stage.open_gate()
+    start(env)
+    row = await stage.becomes(job_id, "succeeded")
+    assert (row["attempt"], row["crashes"]) == (0, 0)
+    assert await stage.notes() == ["chunk 1", "chunk 2", "chunk 3"]
 
 
 async def test_a_worker_told_to_stop_while_it_starts_ends_at_once_with_0(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from tests.inprocess import Bench
 from tests.league import origin
 from tests.stage import connected
 
+pytestmark = pytest.mark.once
+
 CLIENTS = 16
 TRANSFERS = 1_000
 HEROES = 64

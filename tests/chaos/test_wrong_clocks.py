@@ -22,6 +22,8 @@ from tests.sample_jobs.keep_watch import KeepWatch
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, WorkerProcess, environment, until
 
+pytestmark = pytest.mark.once
+
 SETTINGS: Mapping[str, str] = {
     "job_modules": ",".join([*SAMPLE_JOBS, "tests.sample_jobs.keep_watch"]),
     "schedules": '{"vigil": {"enabled": false}}',

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import Result
 
@@ -74,8 +75,9 @@ SENSIBLE = [
     "binary.parquet",
     ".",
     "..",
-    "/dev/null",
-    "/etc",
+    "folder",
+    "pipe",
+    "to_pipe",
     "missing",
     "s3://",
     "s3:///x",
@@ -179,6 +181,9 @@ def cli(
     (tmp_path / "heroes.csv.gz").write_bytes(gzip.compress(b"name\nAnn\n")[:-3])
     (tmp_path / "empty.csv").write_bytes(b"")
     (tmp_path / "binary.parquet").write_bytes(b"PAR1" + bytes(range(256)))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to("pipe")
     asyncio.run(_stock(database_url))
     return make_cli(database_url, redis_url)
 
@@ -193,6 +198,11 @@ async def _stock(database_url: str) -> None:
             " ('01900000-0000-7000-8000-000000000001', 'é',"
             ' \'{"source": {"text_bytes": "x"}}\', 1, 9)'
         )
+
+
+def _leads_out(word: str) -> bool:
+    """Whether it is a path to something that is not the test's own."""
+    return word.startswith(("/", "~", "../")) or "/../" in word
 
 
 def _is_told(result: Result, words: list[str]) -> None:
@@ -213,5 +223,6 @@ def _is_told(result: Result, words: list[str]) -> None:
 @fuzzed(500)
 @given(words=commands)
 def test_any_words_end_in_a_documented_way(words: list[str], cli: Cli, tried: Tried) -> None:
+    assume(not any(map(_leads_out, words)))  # what is written there may be a device
     tried.one()
     _is_told(cli(*words), words)

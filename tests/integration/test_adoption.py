@@ -277,6 +277,20 @@ async def test_a_message_of_a_wrong_type_is_parked_as_redis_dumps_it_and_stops_n
     assert await client.keys("*") == []
 
 
+@pytest.mark.parametrize(
+    "broken", [b'"\\z","a":[],"k":{},"et":17', b'"f","a":[],"k":{},"et":' + b"9" * 5000]
+)
+async def test_a_broken_message_with_the_id_of_a_job_is_parked_and_the_job_left_alone(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str, broken: bytes
+) -> None:
+    job_id = (await bench.producer.enqueue(ActOut())).job_id
+    await put(client, b'\x01{"t":null,"f":' + broken + b"}", f"{job_id}:7")
+    await carry_out_all(bench, redis_url)
+    assert [reason for *_, reason in await parked(stage)] == ["unreadable"]
+    assert await client.keys("*") == []
+    assert await stage.ended_as(job_id) == ("queued", None, 0)
+
+
 async def test_a_message_that_is_a_ring_but_for_its_json_is_parked(
     bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
 ) -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from db.engine import PoolProfile, create_engine, make_sessions
 from db.ledger import worker
+from db.ledger.job import claim
 from db.ledger.take_back import from_worker
 from db.transaction import transaction
 from jobs._discovery import discover_jobs
@@ -409,6 +410,25 @@ async def test_a_batch_whose_backend_is_terminated_is_done_again(
     await delivery
     assert await ends(stage, job_ids) == {SUCCEEDED: 2}
     assert await stage.notes() == ["a", "b"]
+
+
+async def test_a_job_taken_back_while_others_of_its_batch_run_is_under_no_limit_any_more(
+    stage: Stage, bench: Bench
+) -> None:
+    """Its claim is held until all are done: a limit that went on would end the process."""
+    executor = await bench.register()
+    [job_id] = await accept(bench, TakeDown(note="a"))
+    held = await transaction(
+        bench.sessions,
+        lambda session: claim(session, job_id, uuid4(), executor.worker_id),
+        name="test",
+        receipted=True,
+    )
+    assert held is not None
+    executor.liveness.hold(held.claim_id)
+    await stage.value("UPDATE bulwark.job SET claim_id = $1 WHERE id = $2", uuid4(), held.job_id)
+    await executor._execution.run(held)
+    assert executor.liveness._deadlines[held.claim_id] == float("inf")
 
 
 # Stopping

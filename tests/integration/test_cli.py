@@ -859,3 +859,22 @@ def test_the_page_of_commands_has_exactly_the_options_of_each(name: str) -> None
         written += options_on_the_page("Options of jobs")
     there = re.findall(r"^│ (?:[* ]  )?(--[a-z-]+)", shown, re.MULTILINE)
     assert sorted(written) == sorted(set(there) - {"--help"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((name, "--limit", "9" * 30) for name in ("audit", "failed", "jobs", "parked")),
+        ("parked", "--requeue", "9" * 30),
+        ("rejects", "0123456789", "--limit", "9" * 30),
+        ("audit", "seal", "--run-at", "0001-01-01T00:00:00+14:00"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_or_time_that_no_server_holds_is_refused_in_one_sentence(
+    cli: Cli, words: tuple[str, ...]
+) -> None:
+    result = cli(*words)
+
+    assert result.exit_code == 2
+    assert re.search("less than or equal to|outside the years", sentence(result))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,11 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import dead_letter
 from db.ledger.dead_letter import Choice
+from jobs._declaration import Payload
 from jobs.insert_rows import InsertRows
 from tests.command_line import Cli, make_cli, sentence
 from tests.inprocess import BOMB, Bench
+from tests.proxy import Road
 from tests.sample_jobs.act_out import COUNTS_OF_BAD, ActOut
-from tests.stage import Stage
+from tests.sample_jobs.write_notes import WriteNotes
+from tests.stage import Stage, connected
+from tests.workers import until
 
 NAMES = ["one", "two", "three", "bomb", "five"]
 ROWS: list[dict[str, JsonValue]] = [{"name": name} for name in NAMES]
@@ -35,7 +40,7 @@ async def run(cli: Cli, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-async def failing(bench: Bench, payload: ActOut | InsertRows = FAIL) -> UUID:
+async def failing(bench: Bench, payload: Payload = FAIL) -> UUID:
     """A job that has failed for good."""
     job_id = (await bench.producer.enqueue(payload, attempts=1)).job_id
     await bench.deliver(job_id)
@@ -95,6 +100,19 @@ async def test_a_retried_import_goes_on_behind_what_it_has_committed(
     assert report.tally.counts == {"inserted": 5}
     assert [r["name"] for r in await connection.fetch("SELECT name FROM team ORDER BY id")] == NAMES
     assert sum(line["rows"] for line in await bench.audit(job_id)) == 5
+
+
+async def test_a_job_that_counts_no_rows_repeats_nothing_when_it_is_retried(
+    bench: Bench, cli: Cli, stage: Stage
+) -> None:
+    job_id = await failing(bench, WriteNotes(chunks=3, is_counted=False, fail_at=3))
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+
+    await run(cli, "retry", str(job_id))
+    await bench.deliver(job_id)
+
+    assert await stage.ended_as(job_id) == ("failed", "rejected", 1)
+    assert await stage.notes() == ["chunk 1", "chunk 2"]
 
 
 async def test_an_atomic_import_is_judged_anew_when_it_is_retried(
@@ -188,6 +206,10 @@ async def test_two_who_retry_at_the_same_time_queue_a_job_once(
         (("--since", "yesterday"), "--since 'yesterday'"),
         (("--since", "2026-01-01T00:00:00"), "with its zone"),
         (("0123456789", "--kind", "x"), "Say which"),
+        *(
+            (("--since", since), f"--since '{since}' is outside the years 1 to 9999.")
+            for since in ("999999d", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
+        ),
     ],
 )
 async def test_a_retry_that_is_not_clear_is_refused_in_one_sentence(
@@ -197,6 +219,57 @@ async def test_a_retry_that_is_not_clear_is_refused_in_one_sentence(
 
     assert result.exit_code == 2
     assert said in sentence(result)
+
+
+@pytest.mark.parametrize("since", ["999999d", "0001-01-01T00:00:00+14:00"])
+async def test_a_time_that_no_calendar_has_is_refused_in_one_sentence(cli: Cli, since: str) -> None:
+    result = await asyncio.to_thread(cli, "failed", "--since", since)
+
+    assert result.exit_code == 2
+    assert sentence(result) == f"--since '{since}' is outside the years 1 to 9999."
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+async def test_an_outage_in_the_second_batch_is_told_with_what_is_queued_and_the_rest_goes_on(
+    database_url: str, redis_url: str, stage: Stage, options: tuple[str, ...]
+) -> None:
+    await stage.execute(
+        "INSERT INTO bulwark.job (id, kind, payload, max_attempts, timeout_s, state, reason,"
+        " finished_at) SELECT lpad(to_hex(n), 32, '0')::uuid, 'act_out', '{}', 1, 9, 'failed',"
+        " 'rejected', now() FROM generate_series(1, 501) AS n"
+    )
+    road = Road(database_url)
+    await road.open()
+    cli = make_cli(road.url, redis_url)
+    words = ("retry", "--kind", "act_out", *options)
+    async with connected(database_url) as other, other.transaction():
+        await other.execute("SELECT FROM bulwark.job ORDER BY id DESC LIMIT 1 FOR UPDATE")
+        retrying = asyncio.create_task(asyncio.to_thread(cli, *words))
+        await until(partial(waits_for, stage, other), "the second batch waits for its job")
+        await road.close()
+        cut = await retrying
+    await road.open()
+    rest = await asyncio.to_thread(cli, *words)
+    await road.close()
+
+    assert (cut.exit_code, rest.exit_code) == (3, 0), rest.stderr
+    assert cut.stderr.startswith(
+        "bulwark: 500 of 501 failed jobs are queued again, and the same command goes on with the "
+        "others: PostgreSQL "
+    )
+    assert len(cut.stderr.splitlines()) == 1
+    lines = [[json.loads(one) for one in run.stdout.splitlines() if options] for run in (cut, rest)]
+    assert [len({one["job_id"] for one in run}) for run in lines] == (
+        [500, 1] if options else [0, 0]
+    )
+    assert options or (cut.stdout, rest.stdout.count("is queued again.")) == ("", 1)
+    states = "SELECT state, count(*) FROM bulwark.job GROUP BY state"
+    assert await stage.rows(states) == [("queued", 501)]
+
+
+async def waits_for(stage: Stage, other: asyncpg.Connection) -> bool:
+    blocked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))"
+    return bool(await stage.value(blocked, other.get_server_pid()))
 
 
 @pytest.mark.usefixtures("stage")

@@ -134,15 +134,20 @@ async def test_ids_are_uuids_of_version_7_that_sort_by_the_millisecond(
     assert len({one.int & (1 << 62) - 1 for one in ids}) == len(ids)
 
 
+@pytest.mark.parametrize("commits", [True, False])
 async def test_the_job_is_there_when_and_only_when_the_transaction_commits(
-    connection: asyncpg.Connection, stage: Stage
+    connection: asyncpg.Connection, stage: Stage, *, commits: bool
 ) -> None:
     transaction = connection.transaction()
     await transaction.start()
-    await enqueue(connection, "act_out", {}, idempotency_key="k")
-    await transaction.rollback()
-    assert await stage.value("SELECT count(*) FROM bulwark.job") == 0
-    assert await stage.value("SELECT count(*) FROM bulwark.idempotency") == 0
+    job_id = await enqueue(connection, "act_out", {}, idempotency_key="k")
+    rows = "SELECT id FROM bulwark.job UNION ALL SELECT job_id FROM bulwark.idempotency"
+    assert await stage.rows(rows) == []
+    if commits:
+        await transaction.commit()
+    else:
+        await transaction.rollback()
+    assert await stage.rows(rows) == [(job_id,)] * 2 * commits
 
 
 async def test_a_role_needs_nothing_but_to_be_allowed_to_execute_it(

@@ -208,6 +208,10 @@ async def test_job_ids_sort_by_the_time_they_were_made(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        *(
+            ({"run_at": datetime.fromisoformat(text)}, "run_at .* is outside the years 1 to 9999")
+            for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
+        ),
         ({"run_at": datetime(2031, 1, 1)}, "no time zone"),  # noqa: DTZ001 - what is refused
         ({"priority": 10}, "priority 10 is out of range; use -9 to 9"),
         ({"priority": -10}, "priority -10 is out of range"),

@@ -424,6 +424,17 @@ async def test_a_ring_heard_in_vain_by_a_worker_that_stops_is_rung_again_by_anot
         await until_heard(redis, job_id)
 
 
+async def test_a_worker_stops_in_peace_while_the_redis_is_away_that_it_owes_all_rings(
+    sessions: Sessions, redis: ArqRedis, valkey: OwnRedis
+) -> None:
+    relay = Relay(sessions, redis, ("default",), 0.05, set())
+    await relay._notice_new_redis()
+    await asyncio.to_thread(valkey.stop)
+    await relay.hand_over(soon_s())
+    await asyncio.to_thread(valkey.start)
+    assert not await redis.exists(await mark_key(redis))
+
+
 async def test_a_ring_that_comes_to_a_worker_that_stops_is_left_to_the_others(
     stage: Stage,
     bench: Bench,

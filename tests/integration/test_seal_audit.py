@@ -376,6 +376,57 @@ async def test_a_chain_made_anew_without_the_key_is_told_by_its_signature(
     assert "BULWARK_SEAL_KEY" in row.error
 
 
+async def test_seals_that_were_removed_and_made_anew_by_an_honest_worker_are_found_by_a_head_alone(
+    signing: Bench, connection: asyncpg.Connection, cli: Cli
+) -> None:
+    (job_id,) = await change_heroes(signing)
+    head = await seal_all(signing)
+    entry = await first_entry(connection, job_id)
+    await connection.execute(f"UPDATE bulwark.audit SET actor = 'eve' WHERE {ONE}", job_id, entry)
+    assert not (await verified(signing)).is_whole
+
+    await connection.execute("TRUNCATE bulwark.seal, bulwark.seal_block")
+    with capture_logs() as logs:
+        await seal_all(signing)
+
+    found = await verified(signing)
+    assert (found.is_whole, found.signed_from, found.signatures_checked) == (True, 1, True)
+    result = await asyncio.to_thread(cli, "audit", "verify", "--head", head, BULWARK_SEAL_KEY=KEY)
+    assert result.exit_code == 5
+    assert f"- forged head: segment {head.split(':')[0]}" in result.stdout
+    told = [line for line in logs if line["event"] == "audit.sealed_anew"]
+    assert [(line["log_level"], line["head"][:2]) for line in told] == [("warning", "1:")]
+
+
+async def test_last_seals_that_an_honest_worker_made_anew_are_found_by_a_head_alone(
+    signing: Bench, connection: asyncpg.Connection
+) -> None:
+    *_, job_id = await change_heroes(signing, times=4)
+    segment, kept = (await seal_all(signing, segment_rows=4)).split(":")
+    for table in ("seal", "seal_block"):
+        await connection.execute(f"DELETE FROM bulwark.{table} WHERE segment > 1")
+    entry = await first_entry(connection, job_id)
+    await connection.execute(f"UPDATE bulwark.audit SET actor = 'eve' WHERE {ONE}", job_id, entry)
+    await seal_all(signing, segment_rows=4)
+
+    found = await verified(signing)
+    assert (found.is_whole, found.signed_from, found.signatures_checked) == (True, 1, True)
+    found = await verified(signing, heads={int(segment): kept})
+    assert faults(found) == [("forged_head", int(segment), None, None, None, 0)]
+
+
+async def test_a_first_seal_warns_of_nothing_though_jobs_before_found_nothing_to_seal(
+    bench: Bench,
+) -> None:
+    with capture_logs() as logs:
+        row: Any = await bench.job(await bench.run(SealAudit()))
+        await change_heroes(bench)
+        await seal_all(bench)
+    assert row.outcome["segments"] == 0
+    told = [line["event"] for line in logs if line["event"].startswith("audit.sealed")]
+    assert told == ["audit.sealed"]
+
+
 async def test_a_chain_that_lost_its_signatures_is_told(
     signing: Bench, connection: asyncpg.Connection
 ) -> None:

@@ -13,7 +13,7 @@ from db.ledger import audit as audit_ledger
 from jobs.seal_audit import SealAudit
 from worker import audit_export, listings
 from worker.accepted import enqueue_job
-from worker.arguments import AsJson, JobOptions, as_parameters, told
+from worker.arguments import AsJson, JobOptions, Limit, as_parameters, told
 from worker.audit_display import parse_heads, show_verification
 from worker.audit_verification import verify as verify_audit
 from worker.command_group import quiet_settings
@@ -22,6 +22,7 @@ from worker.display import say
 from worker.exit_codes import BadInput, ExitCode, first_problem
 from worker.reports import find_job
 from worker.settings import Settings
+from worker.whole_file import require_file
 
 OneJob = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only what this job did.")]
 
@@ -38,7 +39,7 @@ def audit(
     ctx: typer.Context,
     job_id: OneJob = None,
     table: Annotated[str | None, typer.Option(help="Only what was done to this table.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show who changed what: the newest first, or one job from its beginning."""
@@ -106,7 +107,10 @@ def export(
     job_id: OneJob = None,
 ) -> None:
     """Write the whole audit as JSON lines, without sensitive values."""
-    written = asyncio.run(_export(quiet_settings(), job_id, file))
+    settings = quiet_settings()
+    if file != "-":
+        require_file(file)
+    written = asyncio.run(_export(settings, job_id, file))
     if file != "-":
         say(f"{written:,} entries are in {file}.")
 

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from db.ledger.dead_letter import count_failed, read_failed
 from worker import listings
-from worker.arguments import AsJson
+from worker.arguments import AsJson, Limit
 from worker.command_group import quiet_settings
 from worker.connection import open_ledger
 from worker.dead_letters import Asked, Kind, OfQueue, Since, WhyFailed
@@ -25,7 +25,7 @@ def failed(
     reason: WhyFailed = None,
     queue: OfQueue = None,
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List the jobs that have failed for good, the newest first, and why."""

@@ -7,7 +7,7 @@ import typer
 
 from db.ledger.job import State
 from worker import listings
-from worker.arguments import AsJson
+from worker.arguments import AsJson, Limit
 from worker.command_group import quiet_settings
 from worker.connection import open_ledger
 from worker.reports import list_jobs
@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 def jobs(
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""

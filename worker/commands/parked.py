@@ -8,7 +8,7 @@ import typer
 from db.ledger import parked as parked_ledger
 from worker import listings
 from worker.accepted import tell_accepted
-from worker.arguments import AsJson
+from worker.arguments import AsJson, Limit
 from worker.command_group import quiet_settings
 from worker.connection import open_ledger
 from worker.requeueing import requeue_parked
@@ -20,10 +20,12 @@ def add_to(app: typer.Typer) -> None:
 
 def parked(
     queue: Annotated[str | None, typer.Option(help="Only messages of this queue.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Limit = 20,
     requeue: Annotated[
         int | None,
-        typer.Option(metavar="NUMBER", help="Make this one a job now, and list nothing."),
+        typer.Option(
+            metavar="NUMBER", max=2**63 - 1, help="Make this one a job now, and list nothing."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,12 +10,13 @@ import typer
 
 from worker import listings
 from worker import rejects as rejected_rows
-from worker.arguments import AsJson, JobId
+from worker.arguments import MOST_LISTED, AsJson, JobId
 from worker.command_group import quiet_settings
 from worker.connection import Sessions, open_ledger
 from worker.display import say, to_json
 from worker.reports import each_verdict, find_job
 from worker.settings import Settings
+from worker.whole_file import require_file
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,13 +34,18 @@ def rejects(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many.", show_default="50, or all as JSON")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_LISTED, help="At most so many.", show_default="50, or all as JSON"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the rows that a job did not take, and why."""
     settings = quiet_settings()
     if export is not None:
+        if export != "-":
+            require_file(export)
         asyncio.run(_export(settings, job_id, export))
         return
     asyncio.run(_show_rejects(settings, job_id, limit, as_json=as_json))

@@ -1,6 +1,7 @@
 """`bulwark retry`: run failed jobs once more."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated
 from uuid import UUID
 
@@ -10,13 +11,14 @@ from typer import Argument
 from db.ledger import dead_letter
 from db.ledger.dead_letter import Choice
 from db.ledger.job import State
+from db.retry import DATABASE_ERRORS
 from db.transaction import transaction
 from worker.arguments import AsJson
 from worker.command_group import quiet_settings
 from worker.connection import Sessions, open_ledger
 from worker.dead_letters import Asked, Kind, OfQueue, Since, WhyFailed
 from worker.display import say, to_json
-from worker.exit_codes import BadInput
+from worker.exit_codes import BadInput, PartlyDone
 from worker.reports import find_job, read_job
 from worker.settings import Settings
 
@@ -45,18 +47,27 @@ def retry(
     if (job_id is None) != chosen:
         raise BadInput("Say which: the id of one job, or --kind, --reason, --queue, --since.")
     settings = quiet_settings()
+    note = _print_json if as_json else _print_nothing
     if job_id is not None:
         ids = asyncio.run(_retry_one(settings, job_id))
+        note(ids)
     else:
-        ids = asyncio.run(_retry_all(settings, asked.choice))
-    _tell(ids, as_json=as_json)
+        ids = asyncio.run(_retry_all(settings, asked.choice, note))
+    if not as_json:
+        _tell(ids)
 
 
-def _tell(ids: list[UUID], *, as_json: bool) -> None:
-    if as_json:
-        for one in ids:
-            typer.echo(to_json({"job_id": one, "state": State.QUEUED}))
-    elif len(ids) == 1:
+def _print_json(ids: list[UUID]) -> None:
+    for one in ids:
+        typer.echo(to_json({"job_id": one, "state": State.QUEUED}))
+
+
+def _print_nothing(_: list[UUID]) -> None:
+    """The number alone is told, at the end."""
+
+
+def _tell(ids: list[UUID]) -> None:
+    if len(ids) == 1:
         say(f"Job {ids[0]} is queued again.")
         say(f"See how it goes: bulwark job {ids[0]} --follow")
     else:
@@ -76,16 +87,31 @@ async def _retry_one(settings: Settings, text: str) -> list[UUID]:
         return await _retry(sessions, [job_id])
 
 
-async def _retry_all(settings: Settings, choice: Choice) -> list[UUID]:
-    """Those that have failed by now, a batch at a time; one that fails again is left alone."""
+async def _retry_all(
+    settings: Settings, choice: Choice, note: Callable[[list[UUID]], None]
+) -> list[UUID]:
+    """Those that have failed by now, a batch at a time; one that fails again is left alone.
+
+    `note` is given each batch that is committed. Raises PartlyDone when one is not.
+    """
     async with open_ledger(settings) as sessions:
         async with sessions() as session:
             failed = await dead_letter.choose_failed(session, choice)
-        return [
-            job_id
-            for at in range(0, len(failed), BATCH)
-            for job_id in await _retry(sessions, failed[at : at + BATCH])
-        ]
+        queued: list[UUID] = []
+        for at in range(0, len(failed), BATCH):
+            try:
+                batch = await _retry(sessions, failed[at : at + BATCH])
+            except DATABASE_ERRORS as error:
+                if not queued:
+                    raise
+                raise PartlyDone(
+                    f"{len(queued):,} of {len(failed):,} failed jobs are queued again, and the "
+                    "same command goes on with the others",
+                    error,
+                ) from None
+            note(batch)
+            queued += batch
+        return queued
 
 
 async def _retry(sessions: Sessions, job_ids: list[UUID]) -> list[UUID]:

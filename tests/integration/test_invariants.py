@@ -55,6 +55,10 @@ WAS_CANCELLED = """
     UPDATE bulwark.job SET state = 'cancelled' WHERE kind = 'swap_heroes'
 """
 """No trigger keeps it from that."""
+SAYS_NOTHING = """
+    SET session_replication_role = replica;
+    UPDATE bulwark.job SET state = 'cancelled', outcome = NULL WHERE kind = 'restore_rows'
+"""
 UNJUDGED = """
     UPDATE bulwark.chunk SET detail = jsonb_set(detail, '{text_bytes}', '1000000')
      WHERE chunk_no = 0 AND job_id IN (
@@ -117,6 +121,7 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
             1,
             NO_MEMBERSHIP_CHANGED,
         ),
+        (SAYS_NOTHING, 0, 0, 'and its receipts say {"restored": 2} of 2 rows'),
         (WAS_CANCELLED, 0, 4, "has changed 0 rows of hero, and the audit has 2"),
         (
             (

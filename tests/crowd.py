@@ -1,12 +1,13 @@
 """Jobs of every kind, each with rows and notes of its own, and what the tables must be like then.
 
-Nothing depends on the order in which the jobs run, so that all of it can be told beforehand.
+Nothing depends on the order in which the jobs run, so that all of it can be told beforehand; of
+those that were cancelled, once their receipts say which rows they have committed.
 """
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,18 +43,42 @@ class Hero:
     version: int
 
 
+@dataclass(frozen=True)
+class Effect:
+    """What a row of a job does: to a hero, who may not be there before, or as a note."""
+
+    before: Hero | None = None
+    after: Hero | None = None
+    note: str | None = None
+    moves: bool = False
+
+
+NO_EFFECT = Effect()
+MOVES = "transfers of heroes who are not shared"
+_TAKES_EFFECT = "ARRAY['inserted', 'updated', 'revived', 'deleted', 'restored', 'moved']"
+_COMMITTED = f"""
+    SELECT key::int, array_agg(row_no) FILTER (WHERE counts ?| {_TAKES_EFFECT})
+      FROM bulwark.job JOIN bulwark.idempotency ON job_id = job.id
+           LEFT JOIN bulwark.chunk ON chunk.job_id = job.id AND chunk_no > 0
+           LEFT JOIN LATERAL generate_series(first_row, first_row + rows - 1) AS row_no ON true
+     WHERE state = 'cancelled' GROUP BY key
+"""
+
+
 @dataclass
 class Crowd:
-    """Makes jobs by chance, and notes down the rows to begin with and those to end with."""
+    """Makes jobs by chance, and notes down the rows to begin with and what each job does to them.
+
+    `effects` are those of each job by its rows, in their order; a job's place is its idempotency
+    key.
+    """
 
     chance: random.Random
     before: list[Hero] = field(default_factory=list)
-    after: list[Hero] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)
     payloads: list[Payload] = field(default_factory=list)
-    failing: int = 0
+    effects: list[list[Effect]] = field(default_factory=list)
+    failing: set[int] = field(default_factory=set)
     shared_moves: int = 0
-    moves: int = 0
 
     def gather(self, jobs: int) -> None:
         """Make so many jobs; the heroes that are shared come first."""
@@ -78,6 +103,7 @@ class Crowd:
         kinds, weights = zip(*makers, strict=True)
         for n in range(jobs):
             maker = self.chance.choices(kinds, weights)[0]
+            self.effects.append([])
             self.payloads.append(maker(n))
 
     def _hero(self, team_id: int | None = None, *, deleted: bool = False) -> int:
@@ -85,8 +111,13 @@ class Crowd:
         self.before.append(Hero(f"S{len(self.before) + 1}", 1, team_id, deleted, 1))
         return len(self.before)
 
-    def _end(self, hero_id: int, **changes: Any) -> None:
-        self.after.append(Hero(**{**vars(self.before[hero_id - 1]), "version": 2, **changes}))
+    def _does(self, effect: Effect) -> None:
+        self.effects[-1].append(effect)
+
+    def _end(self, hero_id: int, *, moves: bool = False, **changes: Any) -> None:
+        before = self.before[hero_id - 1]
+        after = Hero(**{**vars(before), "version": 2, **changes})
+        self._does(Effect(before, after, moves=moves))
 
     def _team(self) -> int:
         return self.chance.randint(1, TEAMS)
@@ -96,7 +127,9 @@ class Crowd:
         rows: list[Any] = [
             {"name": "New", "external_id": f"I{n}-{i}", "age": i - 1} for i in range(5)
         ]
-        self.after += [Hero(f"I{n}-{i}", i - 1, None, False, 1) for i in range(1, 5)]
+        self._does(NO_EFFECT)
+        for i in range(1, 5):
+            self._does(Effect(after=Hero(f"I{n}-{i}", i - 1, None, False, 1)))
         return InsertRows(table="hero", rows=rows, chunk_rows=2)
 
     def _upsert(self, n: int) -> Payload:
@@ -104,7 +137,7 @@ class Crowd:
         there = [self._hero(), self._hero()]
         for hero_id in there:
             self._end(hero_id, age=7)
-        self.after.append(Hero(f"U{n}", 7, None, False, 1))
+        self._does(Effect(after=Hero(f"U{n}", 7, None, False, 1)))
         names = [*(f"S{hero_id}" for hero_id in there), f"U{n}"]
         return InsertRows(
             table="hero",
@@ -132,8 +165,7 @@ class Crowd:
 
     def _move(self, start: int | None, to: int) -> int:
         hero_id = self._hero(start)
-        self._end(hero_id, team_id=to)
-        self.moves += 1
+        self._end(hero_id, moves=True, team_id=to)
         return hero_id
 
     def _transfer(self, _: int) -> Payload:
@@ -161,6 +193,7 @@ class Crowd:
         """Three transfers in two chunks, and one of a hero who is not there."""
         to = self._team()
         hero_ids = [*(self._move(None, to) for _ in range(3)), 10**9]
+        self._does(NO_EFFECT)
         rows: list[Any] = [
             {"hero_id": hero_id, "from_team_id": None, "to_team_id": to} for hero_id in hero_ids
         ]
@@ -183,11 +216,11 @@ class Crowd:
 
     def _fail(self, n: int) -> Payload:
         """It leaves no note, whatever it does."""
-        self.failing += 1
+        self.failing.add(n)
         return ActOut(note=f"failed {n}", then="fail")
 
     def _note(self, text: str) -> str:
-        self.notes[text] += 1
+        self._does(Effect(note=text))
         return text
 
     async def take_places(self, connection: asyncpg.Connection) -> dict[str, int]:
@@ -205,11 +238,25 @@ class Crowd:
         )
         return {"team": TEAMS, "hero": len(self.before)}
 
-    async def compare(self, connection: asyncpg.Connection) -> tuple[list[str], list[str]]:
-        """What is missing of that which must be there, and what is there beyond."""
-        wanted = Counter({str(one): 1 for one in self.after})
-        wanted += Counter({f"note {text}": times for text, times in self.notes.items()})
-        wanted["transfers of heroes who are not shared"] = self.moves
+    async def cancelled(self, connection: asyncpg.Connection) -> dict[int, Collection[int]]:
+        """Of the jobs that were cancelled, which rows they have committed by their receipts."""
+        return {n: rows or () for n, rows in await connection.fetch(_COMMITTED)}
+
+    async def compare(
+        self, connection: asyncpg.Connection, cancelled: Mapping[int, Collection[int]]
+    ) -> tuple[list[str], list[str]]:
+        """What is missing of that which must be there, and what is there beyond.
+
+        Of the `cancelled` jobs only these rows must have taken effect.
+        """
+        wanted: Counter[str] = Counter()
+        for n, effects in enumerate(self.effects):
+            for row_no, effect in enumerate(effects, 1):
+                took_effect = n not in cancelled or row_no in cancelled[n]
+                hero = effect.after if took_effect else effect.before
+                wanted[str(hero)] += hero is not None
+                wanted[f"note {effect.note}"] += took_effect and effect.note is not None
+                wanted[MOVES] += took_effect and effect.moves
         found = Counter(
             str(Hero(*row))
             for row in await connection.fetch(
@@ -225,7 +272,7 @@ class Crowd:
                 )
             }
         )
-        found["transfers of heroes who are not shared"] = await connection.fetchval(
+        found[MOVES] = await connection.fetchval(
             f"SELECT count(*) FROM transfer WHERE hero_id > {SHARED}"
         )
         missing, beyond = wanted - found, found - wanted

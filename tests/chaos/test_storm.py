@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -22,9 +23,12 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.engine import PoolProfile, create_engine, make_sessions
+from db.ledger.cancellation import cancel
+from db.ledger.dead_letter import Choice, choose_failed, retry
 from db.ledger.job import Ring
 from db.migrations import upgrade
 from db.retry import DATABASE_ERRORS
+from db.transaction import transaction
 from jobs import Payload, Producer, discover_jobs
 from jobs._bell import Bell
 from tests.chaos.conftest import Provoked
@@ -44,6 +48,7 @@ INTERVAL_S = 2.0
 AT_A_TIME = 50
 DUPLICATES = 50
 LATE = 5
+SOME = 8
 A_MINUTE_S = 60
 CALM_AGAIN_S = 900.0
 Order = tuple[Payload, str]
@@ -53,8 +58,12 @@ Sessions = async_sessionmaker[AsyncSession]
 
 @dataclass
 class Storm:
-    """Servers of its own, some workers, and everything that befalls them."""
+    """Servers of its own, some workers, and everything that befalls them.
 
+    The list of faults is by the `order`, by which nothing else is, so that a seed repeats it.
+    """
+
+    order: random.Random
     chance: random.Random
     postgres: OwnPostgres
     valkey: OwnRedis
@@ -83,12 +92,14 @@ class Storm:
             self.put_clock_wrong,
             self.lock_tables,
             self.take_all_connections,
+            self.cancel_some,
+            self.retry_failed,
         ]
         loop = asyncio.get_running_loop()
         ends_s = loop.time() + seconds
         due: list[Callable[[], Awaitable[None]]] = []
         while loop.time() < ends_s:
-            due = due or self.chance.sample(faults, len(faults))  # each before any comes again
+            due = due or self.order.sample(faults, len(faults))  # each before any comes again
             fault = due.pop()
             self.replace_refused()
             next_s = loop.time() + INTERVAL_S
@@ -204,6 +215,35 @@ class Storm:
             async with all_connections_taken(self.postgres.url):
                 await asyncio.sleep(self.chance.uniform(1.0, 2.0))  # so long there is none
 
+    async def cancel_some(self) -> None:
+        """As `bulwark cancel` does, with --now or without it."""
+        with suppress(*DATABASE_ERRORS):
+            for state in ("running", "queued"):
+                for job_id in await self._some_of(state):
+                    at_once = self.chance.random() < 0.5
+                    work = partial(cancel, job_id=job_id, actor=None, at_once=at_once)
+                    await transaction(self.sessions, work, name="job.cancel", receipted=True)
+
+    async def retry_failed(self) -> None:
+        """As `bulwark retry` does: all that have failed, and by their ids some that were cancelled.
+
+        These go on behind what they have committed.
+        """
+        with suppress(*DATABASE_ERRORS):
+            cancelled = await self._some_of("cancelled")
+
+            async def work(session: AsyncSession) -> None:
+                await retry(session, [*await choose_failed(session, Choice()), *cancelled])
+
+            await transaction(self.sessions, work, name="job.retry")
+
+    async def _some_of(self, state: str) -> list[UUID]:
+        async with connected(self.postgres.url) as connection:
+            rows = await connection.fetch(
+                "SELECT id FROM bulwark.job WHERE state = $1 ORDER BY id", state
+            )
+        return [row[0] for row in self.chance.sample(rows, min(len(rows), SOME))]
+
 
 def has_started(worker: WorkerProcess) -> bool:
     return any(one["event"] == "worker.started" for one in worker.events())
@@ -213,19 +253,21 @@ def has_started(worker: WorkerProcess) -> bool:
 async def storm_over(start: Start, workers: int, seed: int, folder: Path) -> AsyncIterator[Storm]:
     with own_postgres(durable=True) as postgres, own_redis() as valkey:
         await asyncio.to_thread(upgrade, postgres.url)
-        async with wired(valkey.url) as (wire, url):
+        async with (
+            wired(valkey.url) as (wire, url),
+            producing(postgres.url, valkey.url) as (producer, sessions),
+        ):
             settings = {"job_modules": ",".join(JOB_MODULES), "log_format": "json"}
             env = environment(postgres.url, url, **settings)
 
             def start_off(off_s: int) -> WorkerProcess:
                 return start(off_by(off_s, env, folder) if off_s else env)
 
-            async with producing(postgres.url, valkey.url) as (producer, sessions):
-                chance = random.Random(seed)
-                storm = Storm(chance, postgres, valkey, wire, start_off, producer, sessions)
-                storm.workers = [start_off(0) for _ in range(workers)]
-                await until(storm.all_are_up, "the workers have started")
-                yield storm
+            order, chance = random.Random(seed), random.Random(seed)
+            storm = Storm(order, chance, postgres, valkey, wire, start_off, producer, sessions)
+            storm.workers = [start_off(0) for _ in range(workers)]
+            await until(storm.all_are_up, "the workers have started")
+            yield storm
 
 
 @asynccontextmanager
@@ -300,9 +342,11 @@ async def test_jobs_of_every_kind_take_effect_once_in_a_storm_of_faults(
         codes = await asyncio.gather(*(asyncio.to_thread(one.terminate) for one in storm.workers))
         losses = await check_invariants(url, seeded=seeded)
         async with connected(url) as connection:
-            missing, beyond = await crowd.compare(connection)
+            cancelled = await crowd.cancelled(connection)
+            missing, beyond = await crowd.compare(connection, cancelled)
             ended = await ends(connection)
-    sys.stdout.write(f"{storm.happened}\n{ended}\nmissing {missing[:9]}, beyond {beyond[:9]}\n")
+    sys.stdout.write(f"{storm.happened}\n{ended}\ncancelled, with which rows: {cancelled}\n")
+    sys.stdout.write(f"missing {missing[:9]}, beyond {beyond[:9]}\n")
     provoked(
         f"Storm of random faults, {workers} workers, {seconds:g} s, CHAOS_SEED={seed}",
         times=len(storm.happened),
@@ -313,9 +357,12 @@ async def test_jobs_of_every_kind_take_effect_once_in_a_storm_of_faults(
     )
     assert not losses, f"CHAOS_SEED={seed}"
     assert ended.total() == jobs
-    failed = {end: count for end, count in ended.items() if end[1] != "succeeded"}
+    assert len(cancelled) == sum(count for end, count in ended.items() if end[1] == "cancelled")
+    failed = {end: count for end, count in ended.items() if end[1] == "failed"}
     refused = failed.pop(("transfer_heroes", "failed", "rejected", 1), 0)
     assert refused <= crowd.shared_moves
-    assert failed == {("act_out", "failed", "attempts_exhausted", 3): crowd.failing}
+    assert failed == {
+        ("act_out", "failed", "attempts_exhausted", 3): len(crowd.failing - {*cancelled})
+    }
     assert {end[3] for end in ended if end[1] == "succeeded"} == {0}
     assert codes == [0] * workers

@@ -1,14 +1,18 @@
 """Old and new programs side by side: on one queue, on the schema of the newer one."""
 
 import io
+import json
 import re
 import subprocess
 import tarfile
 import time
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
@@ -16,10 +20,17 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db import migrations
+from db.ledger.rotation import ROTATED
 from jobs import Bell, Payload, Producer, discover_jobs
 from jobs._spooling import enqueue_file
 from jobs.insert_rows import InsertRows
+from jobs.maintain_ledger import MaintainLedger
+from jobs.purge_deleted_rows import PurgeDeletedRows
+from jobs.soft_delete_rows import SoftDeleteRows
 from jobs.transfer_heroes import TransferHeroes
+from jobs.update_rows import UpdateRows
+from tests.invariants import Losses, check_invariants
+from tests.months import id_at, make_month
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import ROOT, Start, WorkerProcess, environment, until
@@ -30,6 +41,18 @@ FIRST_ADDITIVE = "0007"
 HEROES = 120
 IMPORTED = 3_000
 SOON_S = 20.0
+LONG_AGO = datetime.now(UTC) - timedelta(days=400)
+NO_MONTH = datetime.now(UTC) - timedelta(days=4000)
+LONG_DELETED = """
+    INSERT INTO hero (name, deleted_at)
+    SELECT 'H' || n, CASE WHEN n > 3 THEN now() - interval '60 days' END
+      FROM generate_series(1, 5) AS n
+"""
+STRAY = """
+    INSERT INTO bulwark.audit
+           (job_id, chunk_no, entry_no, claim_id, kind, action, table_name, rows, keys)
+    VALUES ($1, 1, 0, gen_random_uuid(), 'old', 'old', 'old', 1, '{}')
+"""
 PUT_OFF = """
     UPDATE bulwark.job SET next_ring_at = now() + interval '5 min' WHERE state = 'queued'
 """
@@ -121,7 +144,7 @@ async def test_the_program_before_works_beside_this_one_on_its_schema_and_all_ha
     for worker in (old, new):
         await until_started(stage, worker)
     assert any(one["event"] == "schema.newer" for one in old.events())
-    await enqueue_all_kinds(producer, tmp_path)
+    await enqueue_transfers_and_imports(producer, tmp_path)
     await until_all_ended(stage)
     assert await stage.value("SELECT count(*) FROM bulwark.job WHERE state <> 'succeeded'") == 0
     assert await stage.value("SELECT count(*) FROM hero WHERE team_id = 1") == HEROES
@@ -133,7 +156,7 @@ async def test_the_program_before_works_beside_this_one_on_its_schema_and_all_ha
     assert [one.terminate() for one in (old, new)] == [0, 0]
 
 
-async def enqueue_all_kinds(producer: Producer, folder: Path) -> None:
+async def enqueue_transfers_and_imports(producer: Producer, folder: Path) -> None:
     """Transfers, inserts of one row, and two imports of many chunks."""
     for start in (0, IMPORTED):
         path = folder / f"teams-{start}.csv"
@@ -156,6 +179,50 @@ async def done_by(stage: Stage, worker: WorkerProcess) -> int:
         worker.pid,
     )
     return number
+
+
+async def test_the_program_before_changes_purges_and_rotates_on_the_schema_of_this_one(
+    start: Start,
+    old_env: Mapping[str, str],
+    stage: Stage,
+    producer: Producer,
+    connection: asyncpg.Connection,
+    database_url: str,
+) -> None:
+    await stage.execute(LONG_DELETED)
+    months = [await make_month(connection, one, LONG_AGO) for one in ROTATED]
+    await stage.value(STRAY, id_at(NO_MONTH))
+    old = start(old_env)
+    await until_started(stage, old)
+    payloads: list[Payload] = [
+        UpdateRows(table="hero", keys=[1, 2, 99], values={"age": 40}, chunk_rows=1),
+        SoftDeleteRows(table="hero", keys=[2, 3], chunk_rows=1),
+        PurgeDeletedRows(tables=["hero"], retention_days={"hero": 30}),
+        MaintainLedger(retention_days=dict.fromkeys(ROTATED, 30)),
+    ]
+    outcomes: list[Any] = []
+    for payload in payloads:  # of one another's rows, so one after the other
+        job_id = (await producer.enqueue(payload)).job_id
+        outcomes.append((await stage.becomes(job_id, "succeeded"))["outcome"])
+    updated, deleted, purged, kept = map(json.loads, outcomes)
+    assert updated["verdicts"] == {"updated": 2, "missing": 1}
+    assert deleted["verdicts"] == {"deleted": 2}
+    assert purged["verdicts"] == {"purged": 2}
+    assert {name: kept[name] for name in ROTATED} == {
+        name: {"dropped": [month], "strays": int(name == "audit")}
+        for name, month in zip(ROTATED, months, strict=True)
+    }
+    assert await stage.rows("SELECT id, age, deleted_at IS NULL FROM hero ORDER BY id") == [
+        (1, 40, True),
+        (2, 40, False),
+        (3, None, False),
+    ]
+    rotated = {
+        (one.year, one.month) for (one,) in await stage.rows("SELECT month FROM bulwark.rotation")
+    }
+    assert rotated == {(one.year, one.month) for one in (LONG_AGO, NO_MONTH)}
+    assert await done_by(stage, old) == len(payloads)
+    assert await check_invariants(database_url) == Losses()
 
 
 # Jobs of a kind that only one of them knows

@@ -43,6 +43,22 @@ PAYLOADS = [
     InsertRows(table="team", rows=[{"name": "Team 1"}], max_rejects=0),
 ]
 
+WROTE_MORE = """
+    INSERT INTO bulwark.audit
+           (job_id, chunk_no, entry_no, claim_id, kind, action, table_name, rows, keys)
+    SELECT id, {chunk_no}, 99, claim_id, kind, 'update', 'membership', 1, '{{}}'
+      FROM bulwark.job WHERE kind = '{kind}' AND state = '{state}'
+"""
+NO_MEMBERSHIP_CHANGED = "has changed 0 rows of membership, and the audit has 1"
+WAS_CANCELLED = """
+    SET session_replication_role = replica;
+    UPDATE bulwark.job SET state = 'cancelled' WHERE kind = 'swap_heroes'
+"""
+"""No trigger keeps it from that."""
+SAYS_NOTHING = """
+    SET session_replication_role = replica;
+    UPDATE bulwark.job SET state = 'cancelled', outcome = NULL WHERE kind = 'restore_rows'
+"""
 UNJUDGED = """
     UPDATE bulwark.chunk SET detail = jsonb_set(detail, '{text_bytes}', '1000000')
      WHERE chunk_no = 0 AND job_id IN (
@@ -82,6 +98,41 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
             "has changed 1 rows of hero, and the audit has 0",
         ),
         (
+            "DELETE FROM bulwark.audit WHERE action = 'move' AND kind = 'transfer_heroes'",
+            3,
+            0,
+            "has changed 2 rows of hero, and the audit has 0",
+        ),
+        (
+            WROTE_MORE.format(kind="transfer_heroes", state="failed", chunk_no=0),
+            0,
+            1,
+            NO_MEMBERSHIP_CHANGED,
+        ),
+        (
+            WROTE_MORE.format(kind="insert_rows", state="failed", chunk_no=2),
+            0,
+            1,
+            NO_MEMBERSHIP_CHANGED,
+        ),
+        (
+            WROTE_MORE.format(kind="update_rows", state="succeeded", chunk_no=1),
+            0,
+            1,
+            NO_MEMBERSHIP_CHANGED,
+        ),
+        (SAYS_NOTHING, 0, 0, 'and its receipts say {"restored": 2} of 2 rows'),
+        (WAS_CANCELLED, 0, 4, "has changed 0 rows of hero, and the audit has 2"),
+        (
+            (
+                "UPDATE bulwark.job SET payload = payload - 'on_missing' "
+                "WHERE payload ->> 'on_missing' = 'create'"
+            ),
+            0,
+            1,
+            "has changed 0 rows of team, and the audit has 1",
+        ),
+        (
             "UPDATE bulwark.audit SET claim_id = job_id WHERE kind = 'swap_heroes'",
             0,
             1,
@@ -104,7 +155,7 @@ async def test_nothing_is_wrong_where_nothing_went_wrong(
                 "(SELECT id FROM bulwark.job WHERE kind = 'insert_rows')"
             ),
             2,
-            0,
+            2,
             "the next begins with row 5",
         ),
         (

@@ -2,35 +2,18 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 import pytest
 
+from db.ledger.rotation import ROTATED
 from jobs.maintain_ledger import MaintainLedger
 from tests.inprocess import Bench
+from tests.months import id_at, make_month
 from tests.stage import connected
 
 NOW = datetime.now(UTC)
-MONTHLY = ("chunk", "verdict", "audit", "spool")
-
-
-def id_at(at: datetime) -> UUID:
-    """An id of a job that was accepted then."""
-    return UUID(f"{round(at.timestamp() * 1000):012x}7000800000000000{uuid4().hex[:4]}")
-
-
-async def make_month(connection: asyncpg.Connection, table: str, at: datetime) -> str:
-    """The partition of a month long ago."""
-    name = f"{table}_{at:%Y_%m}"
-    low = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    high = (low + timedelta(days=32)).replace(day=1)
-    await connection.execute(
-        f"CREATE TABLE bulwark.{name} PARTITION OF bulwark.{table}"
-        f" FOR VALUES FROM ('{str(id_at(low))[:13]}-0000-0000-000000000000')"
-        f" TO ('{str(id_at(high))[:13]}-0000-0000-000000000000')"
-    )
-    return name
 
 
 async def make_job(connection: asyncpg.Connection, at: datetime, state: str = "succeeded") -> UUID:
@@ -62,7 +45,7 @@ async def test_months_past_their_retention_are_dropped_and_told_in_the_audit(
     bench: Bench, connection: asyncpg.Connection
 ) -> None:
     long_ago = NOW - timedelta(days=400)
-    names = {table: await make_month(connection, table, long_ago) for table in MONTHLY}
+    names = {table: await make_month(connection, table, long_ago) for table in ROTATED}
 
     job_id, outcome = await maintain(bench, chunk=300, verdict=500, audit=300)
 
@@ -76,19 +59,19 @@ async def test_months_past_their_retention_are_dropped_and_told_in_the_audit(
 
 @pytest.mark.parametrize(
     ("state", "kept"),
-    [("queued", MONTHLY), ("failed", ("chunk", "spool")), ("cancelled", ("chunk", "spool"))],
+    [("queued", ROTATED), ("failed", ("chunk", "spool")), ("cancelled", ("chunk", "spool"))],
 )
 async def test_a_month_of_a_job_that_may_still_run_is_kept(
     bench: Bench, connection: asyncpg.Connection, state: str, kept: tuple[str, ...]
 ) -> None:
     long_ago = NOW - timedelta(days=400)
-    names = {table: await make_month(connection, table, long_ago) for table in MONTHLY}
+    names = {table: await make_month(connection, table, long_ago) for table in ROTATED}
     await make_job(connection, long_ago, state)
 
-    await maintain(bench, **dict.fromkeys(MONTHLY, 30))
+    await maintain(bench, **dict.fromkeys(ROTATED, 30))
 
     there = await tables(connection)
-    assert {table for table in MONTHLY if names[table] in there} == set(kept)
+    assert {table for table in ROTATED if names[table] in there} == set(kept)
 
 
 async def test_a_month_that_others_work_in_is_left_for_the_next_time(

@@ -17,6 +17,8 @@ from jobs.update_rows import UpdateRows
 from tests.inprocess import Bench
 from tests.stage import connected
 
+pytestmark = pytest.mark.once
+
 Row = dict[str, Any]
 CODES: dict[type[asyncpg.PostgresError], str] = {
     asyncpg.NotNullViolationError: "not_null_violation",

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import asyncpg
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -28,6 +29,8 @@ from tests.league import (
     found_league,
     origin,
 )
+
+pytestmark = pytest.mark.once
 
 Sessions = async_sessionmaker[AsyncSession]
 Row = tuple[Any, ...]

@@ -23,6 +23,8 @@ from tests.inprocess import Bench
 from tests.stage import connected, waiting_for_a_lock
 from tests.workers import until
 
+pytestmark = pytest.mark.once
+
 Row = dict[str, Any]
 CODES: dict[type[asyncpg.PostgresError], str] = {
     asyncpg.NotNullViolationError: "not_null_violation",

@@ -15,6 +15,8 @@ from tests.inprocess import Bench
 from tests.sealing import change_heroes
 from tests.workers import ROOT, environment
 
+pytestmark = pytest.mark.once
+
 EXPORT = [sys.executable, "-m", "worker.cli", "audit", "export"]
 
 

@@ -17,6 +17,8 @@ from jobs.insert_rows import InsertRows
 from tests.gzipped import gzipped
 from tests.inprocess import Bench, Way
 
+pytestmark = pytest.mark.once
+
 MIB = 1024 * 1024
 EITHER_WAY = pytest.mark.parametrize("way", get_args(Way))
 Read = Callable[[str], Any]

@@ -12,6 +12,8 @@ from tests.workers import environment, workers
 from worker.testing.databases import Databases
 from worker.testing.servers import RedisDatabases
 
+pytestmark = pytest.mark.once
+
 HEROES = "external_id,name,age\nh1,Ann,17\nh2,Bob,30\nh3,Cy,15\n"
 
 

@@ -27,6 +27,8 @@ from worker.cli import app
 from worker.testing.databases import Databases
 from worker.testing.servers import RedisDatabases
 
+pytestmark = pytest.mark.once
+
 HEAD = max(path.name[:4] for path in (ROOT / "alembic/versions").glob("0*.py"))
 NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 NO_REDIS = "redis://127.0.0.1:1/0"

@@ -19,6 +19,8 @@ from tests.object_store import object_store
 from worker.cli import app
 from worker.exit_codes import ExitCode
 
+pytestmark = pytest.mark.once
+
 TEAMS = b"name\nRed\nBlue\n"
 Import = Callable[..., Awaitable[Result]]
 

@@ -18,6 +18,8 @@ from jobs.insert_rows import InsertRows
 from tests.inprocess import Bench
 from tests.object_store import ObjectStore, object_store
 
+pytestmark = pytest.mark.once
+
 PLACE = "/bucket/in/some teams.csv"
 TEAMS = b"name\n" + b"".join(b"Team %d\n" % n for n in range(1000))
 

@@ -14,6 +14,8 @@ from tests.sealing import change_heroes
 from worker.exit_codes import BadInput
 from worker.whole_file import whole_file
 
+pytestmark = pytest.mark.once
+
 NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 JOB = "01900000-0000-7000-8000-000000000000"
 COMMANDS = [("audit", "export"), ("rejects", JOB, "--export")]

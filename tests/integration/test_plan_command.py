@@ -18,6 +18,8 @@ from tests.command_line import Cli, make_cli, sentence
 from tests.stage import connected
 from tests.workers import ROOT
 
+pytestmark = pytest.mark.once
+
 FOOTBALL = ROOT.parent / "shared" / "data" / "football-transfers.csv.gz"
 HEROES = (
     "Hero Name,E-Mail,age,Team,shoe size\n"

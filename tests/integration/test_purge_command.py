@@ -8,6 +8,8 @@ import pytest
 
 from tests.command_line import Cli, make_cli, sentence
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def cli(database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:

@@ -12,6 +12,8 @@ from tests.command_line import Cli, make_cli, sentence
 from tests.inprocess import Bench
 from tests.league import ANN, BLUE, BOB, CID, EVE, FAY, FULL, RED, found_league, transfers
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 async def cli(database_url: str, redis_url: str, connection: asyncpg.Connection) -> Cli:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
 from pydantic import Field
@@ -14,10 +14,12 @@ from db.due_rows import DueRows
 from db.ledger import chunk, idempotency, parked, rotation, worker
 from db.ledger.audit import Entry, Keys
 from db.ledger.chunk import Receipt, Span
+from db.ledger.limits import BRIEF, limit
 from db.ledger.rotation import ROTATED, Rotated
 from db.ledger.verdict import Verdict
 from db.purge import remove_batch
 from db.retry import sqlstate
+from db.transaction import transaction
 from jobs._declaration import Outcome, Payload, chunked_job
 from jobs._pace import Pace
 from jobs._run import ChunkedRun, ChunkEffect
@@ -27,6 +29,7 @@ Kept = Literal["chunk", "verdict", "audit", "spool", "job", "parked"]
 LOCK_TIMEOUT_S: Final = 2.0
 """How long all others may have to wait for a partition to be dropped."""
 
+T = TypeVar("T")
 _LOCK_TIMEOUT: Final = sa.text(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -54,7 +57,7 @@ async def maintain_ledger(run: ChunkedRun, payload: MaintainLedger) -> Outcome:
     upkeep = _Upkeep(run, payload, 0 if last is None else last.chunk_no, done.rows)
     days = dict(run.housekeeping.ledger_retention_days)
     days.update((name, kept) for name, kept in payload.retention_days.items())
-    await run.read(rotation.ensure_partitions)
+    await _tidy(run, rotation.ensure_partitions)
     outcome: dict[str, Any] = {}
     if "job" in days:
         outcome["job"] = await upkeep.remove_jobs(days["job"])
@@ -68,6 +71,16 @@ async def maintain_ledger(run: ChunkedRun, payload: MaintainLedger) -> Outcome:
     outcome["idempotency"] = await upkeep.drain(idempotency.drop_expired)
     outcome["worker"] = await upkeep.drain(worker.drop_ended)
     return outcome
+
+
+async def _tidy(run: ChunkedRun, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    """Do what may be done any number of times; it waits for no lock for long, and holds none."""
+
+    async def unit(session: AsyncSession) -> T:
+        await limit(session, BRIEF)
+        return await work(session)
+
+    return await transaction(run.sessions, unit, name="job.tidy", receipted=True)
 
 
 @dataclass
@@ -139,7 +152,7 @@ class _Upkeep:
         """Repeat a batch until there is no full one. Returns how many rows went."""
         most, gone = self.payload.batch_rows, 0
         while True:
-            last = await self.run.read(lambda session: batch(session, most))
+            last = await _tidy(self.run, lambda session: batch(session, most))
             gone += last
             if last < most:
                 return gone

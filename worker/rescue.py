@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import cancellation, idempotency, schedule, spool, take_back, worker
 from db.ledger.job import State
+from db.ledger.limits import BRIEF, limit
 from db.ledger.take_back import TakenBack
 from db.ledger.worker import LostWorker
 from db.retry import DATABASE_ERRORS, describe, sqlstate
@@ -24,13 +25,12 @@ from worker.outage import Outage
 INTERVAL_S = 1.5
 GAP_PART = 3
 """A rescuer that hears nothing for this part of the time after which a worker is lost was away."""
-LOCK_TIMEOUT_S = 2.0
+LOCK_TIMEOUT_S = BRIEF.lock_s
 TERMINATE_TRIES = 100
 TERMINATE_WAIT_S = 0.05
 TIDY_INTERVAL_S = 60.0
 TIDY_BATCH = 100
 _LOCK_NOT_AVAILABLE = "55P03"
-_LOCK_TIMEOUT = sa.text(f"SET LOCAL lock_timeout = {round(LOCK_TIMEOUT_S * 1000)}")
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 log = structlog.get_logger("bulwark.rescue")
@@ -215,10 +215,13 @@ def now_s() -> float:
 
 
 def _bounded(work: Work[T]) -> Work[T]:
-    """The same work, which waits for no lock longer than LOCK_TIMEOUT_S: Locked, no replay."""
+    """The same work, which waits for no lock longer than LOCK_TIMEOUT_S: Locked, no replay.
+
+    Nor does it hold what others wait for, should this process stand still.
+    """
 
     async def bounded(session: AsyncSession) -> T:
-        await session.execute(_LOCK_TIMEOUT)
+        await limit(session, BRIEF)
         try:
             return await work(session)
         except DBAPIError as error:

@@ -1,17 +1,20 @@
 """The ledger grows old: months, jobs, keys, workers and parked messages go in time."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from db.ledger.rotation import ROTATED
 from jobs.maintain_ledger import MaintainLedger
 from tests.inprocess import Bench
 from tests.months import id_at, make_month
 from tests.stage import connected
+from tests.workers import until
 
 NOW = datetime.now(UTC)
 
@@ -55,6 +58,21 @@ async def test_months_past_their_retention_are_dropped_and_told_in_the_audit(
     assert there.isdisjoint({names["chunk"], names["audit"]})
     lines = [(one["action"], one["table_name"], one["keys"]) for one in await bench.audit(job_id)]
     assert ("drop", "bulwark.audit", {"keys": [[names["audit"]]]}) in lines
+
+
+async def test_it_waits_for_no_lock_for_long_and_goes_on_when_it_is_free(
+    bench: Bench, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("BEGIN; SELECT bulwark.ensure_partitions()")
+    with capture_logs() as logs:
+        running = asyncio.create_task(maintain(bench))
+
+        async def has_tried() -> bool:
+            return "transaction.replayed" in [one["event"] for one in logs]
+
+        await until(has_tried, "it tries again", 8)
+        await connection.execute("ROLLBACK")
+        await running
 
 
 @pytest.mark.parametrize(

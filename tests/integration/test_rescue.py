@@ -1,27 +1,30 @@
 """What a dead worker held is taken back, its locks first, and a living one is left alone."""
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from structlog.testing import capture_logs
 
 from db.engine import make_sessions
 from db.ledger import job, worker
 from db.ledger.job import Claim
+from db.ledger.limits import BRIEF
 from db.transaction import transaction
 from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.proxy import proxied
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, connected
-from tests.workers import until
+from tests.workers import Start, environment, until
 from worker import rescue as rescue_module
 from worker.rescue import Rescue
 
@@ -276,7 +279,7 @@ async def test_tidying_forgets_idempotency_keys_that_have_expired(scene: Scene) 
 async def test_tidying_that_is_held_up_delays_no_rescue(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescue_module, "_LOCK_TIMEOUT", sa.text("SET LOCAL lock_timeout = '1 min'"))
+    monkeypatch.setattr(rescue_module, "BRIEF", replace(BRIEF, lock_s=60.0))
     held = await scene.holder()
     async with idempotency_locked(scene):
         running = asyncio.create_task(scene.rescue().run_forever())
@@ -305,6 +308,42 @@ async def test_one_kind_of_tidying_that_is_held_up_does_not_stop_the_others(scen
             await asyncio.wait_for(scene.rescue().tidy(), 20)
     assert [line["what"] for line in logs] == ["idempotency"]
     assert await scene.stage.value("SELECT count(*) FROM bulwark.worker") == 0
+
+
+@pytest.mark.once
+async def test_a_worker_that_stands_still_while_it_tidies_up_lets_others_go_on(
+    scene: Scene, start: Start, database_url: str, redis_url: str
+) -> None:
+    """Long before it is lost: PostgreSQL ends the transaction that it has open."""
+    tidying = "SELECT bulwark.ensure_partitions()"
+    async with connected(scene.dsn) as stranger:
+        await stranger.execute(f"BEGIN; {tidying}")
+        process = start(environment(database_url, redis_url))
+
+        async def it_waits() -> bool:
+            return bool(
+                await scene.stage.value(
+                    "SELECT EXISTS (SELECT FROM pg_locks "
+                    "WHERE locktype = 'advisory' AND NOT granted)"
+                )
+            )
+
+        await until(it_waits, "the worker is about to make partitions")
+        process.signal(signal.SIGSTOP)
+        await stranger.execute("ROLLBACK")
+        await until(partial(is_held_by_another, stranger), "the worker has the lock")
+        await stranger.execute("SET lock_timeout = '20s'")
+        await stranger.execute(tidying)
+    process.kill()
+
+
+async def is_held_by_another(connection: asyncpg.Connection) -> bool:
+    held: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted "
+        "AND pid <> pg_backend_pid() AND database = "
+        "(SELECT oid FROM pg_database WHERE datname = current_database()))"
+    )
+    return held
 
 
 @asynccontextmanager

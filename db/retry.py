@@ -88,6 +88,11 @@ def classify(error: BaseException) -> Fault:
     return Fault.OUTAGE if _is_lost_connection(error) else Fault.OTHER
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether PostgreSQL was away, also while it committed: receipted work is then done again."""
+    return isinstance(error, CommitUnknown) or classify(error) is Fault.OUTAGE
+
+
 def leaves_commit_open(error: BaseException) -> bool:
     """Whether this error, raised by COMMIT, leaves open if the server has committed.
 

@@ -15,7 +15,7 @@ from db.errors import AlreadyCommitted, Cancelled, ClaimLost
 from db.ledger import job, release
 from db.ledger.job import Claim, Reason, State
 from db.registry import Registry
-from db.retry import DATABASE_ERRORS, Fault, classify, describe
+from db.retry import DATABASE_ERRORS, describe, is_outage
 from db.steps import Step
 from db.transaction import transaction
 from jobs._declaration import Job, Outcome, Payload
@@ -173,7 +173,7 @@ class Execution:
             text = f"it ran longer than {held.timeout_s} s" if timed_out else describe(error)
             if not isinstance(error, DATABASE_ERRORS) and not timed_out:
                 log.exception("job.raised", claim=str(held.claim_id))
-            if not timed_out and classify(error) is Fault.OUTAGE:
+            if not timed_out and is_outage(error):
                 return outlived(held, self.jobs[held.kind].defaults.max_age, text)
             return tried(held, Reason.TIMED_OUT if timed_out else None, text)
         log.info("job.succeeded", claim=str(held.claim_id), outcome=outcome)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from db.errors import ClaimLost
 from db.ledger.claims import give_back_many
 from db.ledger.job import Claim, Reason
-from db.retry import DATABASE_ERRORS, Fault, classify, describe
+from db.retry import DATABASE_ERRORS, describe, is_outage
 from db.transaction import brief
 from worker.ending import Ending, requeued, tried
 
@@ -68,7 +68,7 @@ class Settling:
                 log.warning("job.claim_lost", claim=str(held.claim_id))
                 return
             except DATABASE_ERRORS as error:
-                if classify(error) is not Fault.OUTAGE:
+                if not is_outage(error):
                     raise
                 log.warning("job.outcome_waits", claim=str(held.claim_id), reason=describe(error))
                 await asyncio.sleep(OUTCOME_WAIT_S)  # nothing tells that PostgreSQL is back
@@ -110,7 +110,7 @@ async def through_outages(last_words: Callable[[], Awaitable[None]]) -> None:
         try:
             return await last_words()
         except DATABASE_ERRORS as error:
-            if classify(error) is not Fault.OUTAGE:
+            if not is_outage(error):
                 raise
             log.warning("job.closing_waits", reason=describe(error))
             await asyncio.sleep(OUTCOME_WAIT_S)  # nothing tells that PostgreSQL is back

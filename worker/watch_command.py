@@ -14,10 +14,10 @@ from uuid import UUID
 import sqlalchemy as sa
 import typer
 
-from db.errors import CommitUnknown, UnknownModel
+from db.errors import UnknownModel
 from db.ledger.job import State, job
 from db.registry import discover_models
-from db.retry import DATABASE_ERRORS, Fault, classify
+from db.retry import DATABASE_ERRORS, is_outage
 from jobs._errors import InputError, JobError
 from jobs._producer import Enqueued, new_job_id
 from worker.connection import Sessions, open_ledger
@@ -221,7 +221,7 @@ def _comes_back(error: Exception) -> bool:
 
     When an answer to COMMIT is lost, the file stays taken, and the id of its job tells later.
     """
-    return isinstance(error, FolderAway | CommitUnknown) or classify(error) is Fault.OUTAGE
+    return isinstance(error, FolderAway) or is_outage(error)
 
 
 def _key(asked: Import, taken: Taken) -> str:

@@ -139,10 +139,12 @@ async def site_on(
     way = way or url
     engine = create_engine(way, profile=PoolProfile.LIGHT, application_name="producer")
     settings = {"job_modules": ",".join(SAMPLE_JOBS), "log_format": "json"}
-    async with make_redis(redis_url, 1.0) as redis:
-        producer = Producer(make_sessions(engine), discover_jobs(SAMPLE_JOBS), Bell(redis))
-        yield Site(url, producer, start, environment(way, redis_url, **settings))
-    await engine.dispose()
+    try:
+        async with make_redis(redis_url, 1.0) as redis:
+            producer = Producer(make_sessions(engine), discover_jobs(SAMPLE_JOBS), Bell(redis))
+            yield Site(url, producer, start, environment(way, redis_url, **settings))
+    finally:
+        await engine.dispose()
 
 
 @pytest.fixture

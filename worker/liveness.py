@@ -7,6 +7,7 @@ since nothing else can.
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 import time
@@ -139,7 +140,9 @@ class Liveness:
     def _start_anew(self) -> None:
         """Replace this process by a fresh one: its claims were taken back, nothing is left to save.
 
-        The connections close with it, so PostgreSQL rolls back what was still open.
+        The connections close with it, so PostgreSQL rolls back what was still open. A SIGTERM
+        waits until the fresh process takes its signals.
         """
         log.error("worker.lost", worker=str(self._worker_id), remedy="this process starts anew")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -99,6 +99,7 @@ class Shutdown:
 
         for number in SIGNALS:
             signal.signal(number, take)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # one may wait since a start anew
 
     def ignore_signals(self) -> None:
         """Let signals do nothing any more: all is ended, and only the interpreter is still there.

@@ -25,7 +25,7 @@ QUICK = {
     "pgbouncer": "true",
     "job_modules": ",".join(SAMPLE_JOBS),
     "beat_interval_s": "0.3",
-    "lost_after_s": "2",
+    "lost_after_s": "5",
     "relay_interval_s": "0.1",
     "shutdown_grace_s": "0.2",
     "log_format": "json",

@@ -44,7 +44,8 @@ class Scene:
         await self.field.seed(tasks)
         for task in tasks:
             await self.field.accept(task, queue=task.name)
-        killed = [self._start(self._env([one], settings), self._first(step, one)) for one in tasks]
+        patient = {**settings, "lost_after_s": "600"}  # so that none gives up another of them
+        killed = [self._start(self._env([one], patient), self._first(step, one)) for one in tasks]
 
         async def all_dead() -> bool:
             return not any(one.running for one in killed)

@@ -34,6 +34,8 @@ QUICK = {
     "log_format": "json",
 }
 UNHURRIED = {"beat_interval_s": "5", "lost_after_s": "120"}
+PATIENT = {"lost_after_s": "5"}
+"""For workers that are not to give up each other when the machine has no time for one of them."""
 THREE_CHUNKS = ["chunk 1", "chunk 2", "chunk 3"]
 
 
@@ -94,6 +96,13 @@ def plant(
     return Plant(start, stage, sessions, (database_url, redis_url))
 
 
+def blocks(process: WorkerProcess, number: signal.Signals) -> bool:
+    """Whether the first thread of the process lets this signal wait."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = next(line for line in status.splitlines() if line.startswith("SigBlk:")).split()[1]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @contextmanager
 def arq_worker(env: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker that the command line of arq has started."""
@@ -137,9 +146,9 @@ async def test_a_worker_killed_between_effect_and_commit_leaves_nothing_of_it(
 async def test_a_job_that_blocks_the_event_loop_does_not_make_its_worker_look_dead(
     plant: Plant, stage: Stage
 ) -> None:
-    one, other = plant.worker(), plant.worker()
+    one, other = plant.worker(**PATIENT), plant.worker(**PATIENT)
     await plant.is_up(one, other)
-    job_id = await plant.accept(ActOut(then="block", seconds=3))
+    job_id = await plant.accept(ActOut(then="block", seconds=8))
     row = await stage.becomes(job_id, "succeeded")
     assert row["crashes"] == 0
     assert await stage.notes() == ["done"]
@@ -164,7 +173,7 @@ async def test_a_job_that_blocks_the_event_loop_is_told_with_the_place(
 async def test_a_job_that_takes_longer_than_many_beats_stays_with_its_worker(
     plant: Plant, stage: Stage
 ) -> None:
-    one, other = plant.worker(), plant.worker()
+    one, other = plant.worker(**PATIENT), plant.worker(**PATIENT)
     await plant.is_up(one, other)
     job_id = await plant.accept(WriteNotes(chunks=2, gate_before=2))
     await stage.close_gate()
@@ -173,7 +182,7 @@ async def test_a_job_that_takes_longer_than_many_beats_stays_with_its_worker(
 
     async def beaten() -> Any:
         return await stage.value(
-            "SELECT bool_and(seen_at > $1::timestamptz + interval '2 s') FROM bulwark.worker",
+            "SELECT bool_and(seen_at > $1::timestamptz + interval '8 s') FROM bulwark.worker",
             before["claimed_at"],
         )
 
@@ -202,7 +211,7 @@ async def test_a_job_that_blocks_beyond_its_limit_ends_its_process(
 async def test_a_job_that_kills_its_workers_is_poisoned_and_the_next_worker_lives(
     plant: Plant, stage: Stage
 ) -> None:
-    crew = [plant.worker() for _ in range(4)]
+    crew = [plant.worker(**PATIENT) for _ in range(4)]
     await plant.is_up(*crew)
     job_id = await plant.accept(WriteNotes(chunks=1, die_at=1))
     row = await stage.becomes(job_id, "failed")
@@ -215,7 +224,7 @@ async def test_a_job_that_kills_its_workers_is_poisoned_and_the_next_worker_live
 async def test_a_paused_worker_that_wakes_changes_nothing_and_goes_on_afresh(
     plant: Plant, stage: Stage
 ) -> None:
-    paused = plant.worker()
+    paused = plant.worker(**PATIENT)
     job_id = await plant.accept(WriteNotes(chunks=3, gate_in=2))
     await stage.close_gate()
     await stage.somebody_at_gate()
@@ -243,6 +252,20 @@ async def test_a_paused_worker_that_wakes_changes_nothing_and_goes_on_afresh(
     assert paused.terminate() == 0
 
 
+async def test_a_worker_told_to_stop_while_it_starts_anew_ends_well(
+    plant: Plant, stage: Stage
+) -> None:
+    worker = plant.worker()
+    await plant.is_up(worker)
+    await stage.execute("UPDATE bulwark.worker SET ended_at = now(), end_reason = 'lost'")
+
+    async def starts_anew() -> bool:
+        return blocks(worker, signal.SIGTERM)
+
+    await until(starts_anew, "the process starts anew")
+    assert worker.terminate() == 0
+
+
 async def test_a_busy_worker_told_to_stop_hands_its_job_to_another_at_once(
     plant: Plant, stage: Stage
 ) -> None:
@@ -265,7 +288,7 @@ async def test_a_busy_worker_told_to_stop_hands_its_job_to_another_at_once(
 async def test_five_busy_workers_told_to_stop_all_end_well(plant: Plant, stage: Stage) -> None:
     await stage.close_gate()
     ids = [await plant.accept(WriteNotes(chunks=3, gate_in=2)) for _ in range(5)]
-    crew = [plant.worker(max_jobs="1") for _ in ids]
+    crew = [plant.worker(max_jobs="1", **UNHURRIED) for _ in ids]
     await stage.somebody_at_gate(len(ids))
     assert [one.terminate() for one in crew] == [0] * len(crew)
     assert [await plant.end_of(one) for one in crew] == ["stopped"] * len(crew)

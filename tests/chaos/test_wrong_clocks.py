@@ -28,12 +28,12 @@ SETTINGS: Mapping[str, str] = {
     "job_modules": ",".join([*SAMPLE_JOBS, "tests.sample_jobs.keep_watch"]),
     "schedules": '{"vigil": {"enabled": false}}',
     "beat_interval_s": "0.3",
-    "lost_after_s": "2.0",
+    "lost_after_s": "5.0",
     "relay_interval_s": "0.1",
 }
 QUEUES = ("wrong", "right")
 """Beside the one that both serve, each worker has one of its own."""
-LOST_AFTER = timedelta(seconds=2)
+LOST_AFTER = timedelta(seconds=5)
 A_MINUTE_S = 60
 SOON = timedelta(seconds=3)
 LATE = timedelta(seconds=20)

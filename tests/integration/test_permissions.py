@@ -184,7 +184,11 @@ async def test_jobs_of_a_killed_worker_are_taken_back_and_schedules_fired(
         await stage.somebody_at_gate()
         first.kill()
         second = start(env)
-        await stage.becomes(job_id, "queued")
+
+        async def rescued() -> bool:
+            return bool((await stage.row(job_id))["crashes"] == 1)
+
+        await until(rescued, "the killed worker's job is taken back")
         await stage.open_gate()
         await stage.becomes(job_id, "succeeded")
         assert await stage.value("SELECT count(*) FROM note WHERE text = 'rescued'") == 1

@@ -1,6 +1,7 @@
 """From a claim to its end: run the job, commit, and write how it ended."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,7 +149,11 @@ class Execution:
             return cancelled(held, chunked=chunked)
 
     async def _work(self, held: Claim) -> Ending | None:
-        """Do the job; None when its end is committed already, otherwise what has to be written."""
+        """Do the job; None when its end is committed already, otherwise what has to be written.
+
+        An outage that it meets, also one in which its time runs out, is not the job's fault.
+        """
+        began_s = time.monotonic()
         limit = asyncio.timeout(held.timeout_s)
         try:
             declared = self.jobs[held.kind]
@@ -173,7 +178,8 @@ class Execution:
             text = f"it ran longer than {held.timeout_s} s" if timed_out else describe(error)
             if not isinstance(error, DATABASE_ERRORS) and not timed_out:
                 log.exception("job.raised", claim=str(held.claim_id))
-            if not timed_out and is_outage(error):
+            away = self.liveness.has_missed_since(began_s) if timed_out else is_outage(error)
+            if away:
                 return outlived(held, self.jobs[held.kind].defaults.max_age, text)
             return tried(held, Reason.TIMED_OUT if timed_out else None, text)
         log.info("job.succeeded", claim=str(held.claim_id), outcome=outcome)

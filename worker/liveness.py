@@ -46,6 +46,7 @@ class Liveness:
         self._stopping = threading.Event()
         self._retiring = threading.Event()
         self._outage = Outage(log, "beat.missed", "beat.back", worker=str(worker_id))
+        self._missed_s = float("-inf")
         self._watch: LoopWatch | None = None
         self._thread = threading.Thread(target=self._run, name="bulwark-beat", daemon=True)
 
@@ -53,6 +54,10 @@ class Liveness:
     def is_known(self) -> bool:
         """Whether PostgreSQL took the last beat."""
         return not self._outage.lasts
+
+    def has_missed_since(self, since_s: float) -> bool:
+        """Whether PostgreSQL has failed to take a beat after this moment of time.monotonic()."""
+        return self._missed_s > since_s
 
     @property
     def is_retiring(self) -> bool:
@@ -113,6 +118,7 @@ class Liveness:
                     async with asyncio.timeout(self._interval_s):
                         alive = await self._beat(engine)
                 except (TimeoutError, *DATABASE_ERRORS) as error:
+                    self._missed_s = time.monotonic()
                     wait_s = min(wait_s, self._outage.fail(describe(error)))
                 else:
                     self._outage.end()

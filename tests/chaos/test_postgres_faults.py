@@ -33,7 +33,7 @@ from tests.own_servers import OwnPostgres, own_postgres
 from tests.proxy import Cut, Road, hushable, proxied
 from tests.sample_jobs.act_out import NOTES, ActOut
 from tests.sample_jobs.write_notes import WriteNotes
-from tests.stage import SAMPLE_JOBS, connected
+from tests.stage import SAMPLE_JOBS, Stage, connected
 from tests.workers import Start, WorkerProcess, environment, until
 from worker.embedded import EmbeddedPostgres, embedded_postgres
 from worker.embedded.home import give_to_postgres
@@ -364,6 +364,30 @@ async def test_connections_that_have_become_black_holes_are_given_up(
             (worker,) = site.workers
             assert await asyncio.to_thread(worker.terminate) == 0
         await site.check(provoked, "PostgreSQL: black-holed connections", 1)
+
+
+@pytest.mark.once
+async def test_time_that_runs_out_while_postgresql_is_out_of_reach_costs_no_attempt(
+    database_url: str, redis_url: str, start: Start, provoked: Provoked
+) -> None:
+    async with site_on(database_url, redis_url, start) as site, connected(database_url) as eye:
+        stage = Stage(eye)
+        await stage.close_gate()
+        async with hushable(database_url) as (wire, way):
+            site.env |= {"BULWARK_DATABASE_URL": way, "BULWARK_BEAT_INTERVAL_S": "0.5"}
+            site.work()
+            await site.producer.enqueue(ActOut(gate=True), timeout_s=10, attempts=1)
+            site.accepted = site.notes = 1
+            await stage.somebody_at_gate()
+            wire.hush()
+            wire.mend()
+            since_s = time.monotonic()
+            await site.until_said("beat.missed")
+            await stage.open_gate()
+            await site.recovers(since_s)
+            assert site.told().count("job.retried") == 1
+            assert await asyncio.to_thread(site.workers[0].terminate) == 0
+        await site.check(provoked, "PostgreSQL: black-holed connection of a job", 1)
 
 
 @pytest.mark.once

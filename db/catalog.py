@@ -11,6 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.on_update import on_update
 
+LIVE = "(deleted_at IS NULL)"
+"""The predicate of an index over the rows that are not deleted, as PostgreSQL spells it."""
+
 
 @dataclass(frozen=True)
 class Column:

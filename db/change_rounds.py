@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from db.catalog import UniqueIndex, quote
+from db.catalog import LIVE, UniqueIndex, quote
 from db.dependent_refusals import DependentStage
 from db.matching import in_turn
-from db.meeting import LIVE
 from db.overwriting import DELETE, GIVEN, MATCH, OVERWRITE, RESTORE
 from db.staging import ROW_NO, STAGE
 from db.unique_values import touched_by

@@ -8,7 +8,7 @@ from collections import defaultdict
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.catalog import TableFacts, UniqueIndex, quote
+from db.catalog import LIVE, TableFacts, UniqueIndex, quote
 from db.direct_copy import integer_key
 from db.matching import MatchStage, in_turn
 from db.merging import Given, Merging
@@ -16,7 +16,6 @@ from db.overwriting import MATCH
 from db.staged_insert import StagedInsert
 from db.staging import ROW_NO, STAGE
 
-LIVE = "(deleted_at IS NULL)"
 DELETED = "deleted_at IS NOT NULL"
 
 

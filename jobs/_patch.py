@@ -8,12 +8,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from db.catalog import TableFacts
+from db.catalog import LIVE, TableFacts
 from db.registry import Model
 from jobs._errors import InputError
 from jobs._mapping import Request
 from jobs._nearest import did_you_mean
-from jobs._references import LIVE
 
 
 class _KeyAlone(BaseModel):

@@ -6,12 +6,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from db.catalog import ForeignKey, TableFacts, UniqueIndex, quote
+from db.catalog import LIVE, ForeignKey, TableFacts, UniqueIndex, quote
 from jobs._errors import InputError
 from jobs._nearest import did_you_mean
-
-LIVE = "(deleted_at IS NULL)"
-"""The predicate of an index over the rows that are not deleted, as the catalog has it."""
 
 Known = Mapping[str, Mapping[str, Any]]
 """For each referencing field: natural key → id of the row it names.

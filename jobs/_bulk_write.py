@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, read_facts
 from db.errors import Race
-from db.ledger.chunk import Receipt, Span
+from db.ledger.chunk import REST, Receipt, Span
 from db.ledger.job import Claim
 from db.ledger.verdict import Verdict
 from db.registry import Model
@@ -227,7 +227,7 @@ class BulkWrite:
         while self.position.byte < self.input.text_bytes:
             part, filtered = await asyncio.to_thread(self._rest)
             counts = without_zeros({Verdict.NOT_REACHED: part.span.rows - filtered})
-            receipt = Receipt(part.number, part.span, filtered, counts)
+            receipt = Receipt(part.number, part.span, filtered, counts, {REST: True})
             work = already(ChunkEffect(receipt))
             self.position = behind(await self.run.commit_chunk(part.number, part.span, work))
 

@@ -22,6 +22,9 @@ OPENING = 0
 ALONG = "along"
 """In a receipt's detail: by table, how many rows of others were changed with those of the input."""
 
+REST = "rest"
+"""In the detail of a receipt that only counts the rows which were not reached, be it none."""
+
 chunk = sa.Table(
     "chunk",
     SQLModel.metadata,

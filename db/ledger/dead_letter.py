@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.ledger import cancellation
+from db.ledger.chunk import REST
 from db.ledger.job import Reason, State, job
 from db.ledger.verdict import WITHOUT_EFFECT
 
@@ -81,14 +82,15 @@ async def choose_failed(session: AsyncSession, choice: Choice) -> list[UUID]:
 
 # A chunk that nothing came of, counted from the end of the job backwards: its rows are judged
 # anew. One that has changed something stays, and all that stand before it; so does one of a job
-# that does not count what became of its rows, since nobody can tell.
+# that does not count what became of its rows, since nobody can tell. What closes an input counts
+# only rows that were not reached, and there may be none: the end of a file can be blank.
 _FORGET_CHUNKS = sa.text(
     """
     WITH effective AS (
         SELECT chunk.job_id, max(chunk.chunk_no) AS last FROM bulwark.chunk AS chunk
          WHERE chunk.job_id = ANY (:job_ids) AND chunk.chunk_no > 0
            AND (chunk.counts - :without_effect <> '{}'
-                OR chunk.rows = 0
+                OR chunk.rows = 0 AND NOT coalesce(chunk.detail ? :rest, false)
                 OR chunk.rows - chunk.filtered > (
                        SELECT coalesce(sum(CAST(rows AS bigint)), 0)
                          FROM jsonb_each_text(chunk.counts) AS counted(verdict, rows))
@@ -131,8 +133,9 @@ async def retry(session: AsyncSession, job_ids: Sequence[UUID]) -> list[UUID]:
     ids = list(rows)
     if not ids:
         return []
+    without_effect = sorted(map(str, WITHOUT_EFFECT))
     await session.execute(
-        _FORGET_CHUNKS, {"job_ids": ids, "without_effect": sorted(map(str, WITHOUT_EFFECT))}
+        _FORGET_CHUNKS, {"job_ids": ids, "without_effect": without_effect, "rest": REST}
     )
     await session.execute(_FORGET_REFUSED_ROWS, {"job_ids": ids})
     await cancellation.forget(session, ids)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -130,6 +131,32 @@ async def test_an_atomic_import_is_judged_anew_when_it_is_retried(
     assert (report.state, report.adds_up) == ("succeeded", True)
     assert report.tally.counts == {"inserted": 5}
     assert await bench.verdicts(job_id) == []
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["atomic", "row by row"])
+async def test_an_import_whose_file_ends_blank_is_judged_anew_when_it_is_retried(
+    bench: Bench, cli: Cli, connection: asyncpg.Connection, tmp_path: Path, atomic: bool
+) -> None:
+    path = tmp_path / "teams.csv"
+    path.write_text("name\nRed\nBlue\n\n")
+    await connection.execute("INSERT INTO team (name) VALUES ('Blue')")
+    job_id = await bench.run_file(
+        path, "spooled", table="team", chunk_rows=1, atomic=atomic, max_rejects=0
+    )
+    before = await bench.counts(job_id)
+    await connection.execute("DELETE FROM team WHERE name = 'Blue'")
+
+    await run(cli, "retry", str(job_id))
+    await bench.deliver(job_id)
+
+    report = await bench.report(job_id)
+    assert before == {"rejected": 1, "not_reached" if atomic else "inserted": 1}
+    assert (report.state, report.adds_up, report.error) == ("succeeded", True, None)
+    assert report.tally.counts == {"inserted": 2}
+    assert await bench.verdicts(job_id) == []
+    names = await connection.fetch("SELECT name FROM team ORDER BY name")
+    assert [row["name"] for row in names] == ["Blue", "Red"]
+    assert sum(line["rows"] for line in await bench.audit(job_id)) == 2
 
 
 async def test_an_import_that_gave_up_within_a_chunk_passes_over_no_row_when_it_is_retried(

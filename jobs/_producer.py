@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from db.ledger import ring
 from db.ledger.acceptance import insert_jobs
 from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS
-from db.transaction import look, transaction
+from db.transaction import ANSWER_TIMEOUT_S, look, transaction
 from jobs._after_commit import after_commit
 from jobs._bell import Bell
 from jobs._declaration import Payload, complaint
@@ -32,6 +33,8 @@ from jobs._idempotency import digest_of, keep_keys
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 500
+JOBS_AT_ONCE = 1000
+"""For how many jobs PostgreSQL has ANSWER_TIMEOUT_S; for more it has as many times that."""
 RING_TIMEOUT_S = 2.0
 """How long an enqueue may wait for Redis: the job is accepted, and the relay will ring it."""
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -170,14 +173,26 @@ class Producer:
             rows[0]["id"] = job_id
         if session is not None:
             return await self._accept_within(session, rows, keys, terms.run_at)
-        return await self.in_transaction(lambda own: self._accept(own, rows, keys, terms.run_at))
+        return await self.in_transaction(
+            lambda own: self._accept(own, rows, keys, terms.run_at),
+            try_within_s=ANSWER_TIMEOUT_S * math.ceil(len(rows) / JOBS_AT_ONCE),
+        )
 
-    async def in_transaction(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    async def in_transaction(
+        self, work: Callable[[AsyncSession], Awaitable[T]], *, try_within_s: float | None = None
+    ) -> T:
         """Run work that enqueues with the given session, in a transaction of its own.
 
-        The work may run more than once; ids that it must not change it has to make before.
+        The work may run more than once; ids that it must not change it has to make before. A try
+        that takes longer than `try_within_s` is given up as on a lost connection.
         """
-        return await transaction(self._sessions, work, name="job.enqueue", receipted=True)
+        return await transaction(
+            self._sessions,
+            work,
+            name="job.enqueue",
+            receipted=True,
+            try_within_s=try_within_s,
+        )
 
     def _row(self, payload: Payload, terms: Terms) -> dict[str, Any]:
         declared = self._jobs.of(payload)

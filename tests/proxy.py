@@ -23,6 +23,7 @@ class Cut(Enum):
     QUESTION = "the message never reaches the server"
     ANSWER = "the server has answered, the client does not hear it"
     CLIENT = "the client is cut off while the server is still at it"
+    SILENCE = "the server has answered, nobody hears it, and the connection stays open at both ends"
 
 
 class Proxy(Carrier):
@@ -89,14 +90,18 @@ class _Conversation:
         self._to_client = to_client
         self._to_server = to_server
         self._answer_is_lost = False
+        self._is_silent = False
 
     async def ask(self, client: StreamReader) -> None:
         async for block in _blocks(client):
+            if self._is_silent:
+                continue
             await self._proxy.let_pass(block)
             cut = self._proxy.take_cut(block)
             if cut is Cut.QUESTION:
                 break
             self._answer_is_lost = cut is Cut.ANSWER
+            self._is_silent = cut is Cut.SILENCE
             self._to_server.write(block)
             if cut is Cut.CLIENT:
                 self._to_client.transport.abort()
@@ -107,7 +112,8 @@ class _Conversation:
         async for block in _blocks(server):
             if self._answer_is_lost or self._to_client.is_closing():
                 break
-            self._to_client.write(block)
+            if not self._is_silent:
+                self._to_client.write(block)
         self.end()
 
     def end(self) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.ledger import parked
 from db.ledger.job import RING_AGAIN, job
 from db.retry import DATABASE_ERRORS, describe
-from db.transaction import look, transaction
+from db.transaction import brief, look
 from jobs._adoption import adopt_message, printable
 from jobs._bell import job_id_of, kind_of
 from jobs._errors import Unadoptable
@@ -109,7 +109,7 @@ class Delivery:
             )
 
     async def _do(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        return await transaction(self.executor.sessions, work, name="message.adopt", receipted=True)
+        return await brief(self.executor.sessions, work, name="message.adopt")
 
     async def _remove(self, message: Message, arq_id: str) -> None:
         try:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from db.ledger import schedule as ledger
 from db.ledger.schedule import Outcome, Slot, Standing
 from db.retry import DATABASE_ERRORS, Fault, classify, describe
-from db.transaction import look, transaction
+from db.transaction import brief, look
 from jobs._declaration import Job, Payload
 from jobs._discovery import Jobs
 from jobs._errors import DeclarationError, JobError
@@ -120,11 +120,10 @@ class Scheduler:
         due = [one.declaration for one in self._plans if self._has_to_declare(one, standings)]
         if not due:
             return standings
-        await transaction(
+        await brief(
             self._sessions,
             lambda session: ledger.declare(session, due, self._worker_id),
             name="schedule.declare",
-            receipted=True,
         )
         self._has_declared = True
         return await look(self._sessions, ledger.standings)
@@ -141,11 +140,10 @@ class Scheduler:
         What keeps one from being fired does not keep the others.
         """
         try:
-            slots = await transaction(
+            slots = await brief(
                 self._sessions,
                 lambda session: fire_due(session, self._producer, plan, str(self._worker_id)),
                 name="schedule.fire",
-                receipted=True,
             )
         except (JobError, *DATABASE_ERRORS) as error:
             if classify(error) is Fault.OUTAGE:

@@ -94,11 +94,15 @@ class Rescue:
         self._tell(await self._do(take_back.forgotten))
 
     async def tidy(self) -> None:
-        """Make the coming partitions, and drop what nobody needs any more."""
+        """Make the coming partitions, make due what is cancelled, drop what nobody needs any more.
+
+        A worker that puts a job off, and who cancels it at that moment, do not see each other.
+        """
         await self._tidy("partitions", _ensure_partitions)
         await self._tidy("idempotency", lambda s: idempotency.drop_expired(s, TIDY_BATCH))
         await self._tidy("spool", lambda s: spool.drop_finished(s, TIDY_BATCH))
         await self._tidy("worker", lambda s: worker.drop_ended(s, TIDY_BATCH))
+        await self._tidy("cancelled", lambda s: cancellation.make_due(s, TIDY_BATCH))
         await self._tidy("cancellation", lambda s: cancellation.drop_obsolete(s, TIDY_BATCH))
         await self._tidy("slot", lambda s: schedule.drop_old(s, TIDY_BATCH))
 

@@ -96,6 +96,27 @@ async def forget(session: AsyncSession, job_ids: Collection[UUID]) -> None:
     await session.execute(sa.delete(cancellation).where(cancellation.c.job_id.in_(job_ids)))
 
 
+_PUT_OFF = sa.text(
+    """
+    UPDATE bulwark.job SET run_at = now(), next_ring_at = now() WHERE id IN (
+        SELECT j.id FROM bulwark.cancellation AS c
+          JOIN bulwark.job AS j ON j.id = c.job_id
+         WHERE j.state = 'queued' AND j.run_at > now()
+         LIMIT :most FOR UPDATE OF j SKIP LOCKED)
+    RETURNING id
+    """
+)
+
+
+async def make_due(session: AsyncSession, most: int) -> int:
+    """Have jobs ended now that are cancelled and yet put off, a batch at a time; returns how many.
+
+    A worker that puts a job off while `cancel` has not committed does not see its row, nor does
+    `cancel` then see that the job is queued again: only who comes later sees both.
+    """
+    return len((await session.execute(_PUT_OFF, {"most": most})).all())
+
+
 _OBSOLETE = sa.text(
     """
     DELETE FROM bulwark.cancellation WHERE job_id IN (

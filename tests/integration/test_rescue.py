@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -15,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from structlog.testing import capture_logs
 
 from db.engine import make_sessions
-from db.ledger import job, worker
-from db.ledger.job import Claim
+from db.ledger import cancellation, job, release, ring, worker
+from db.ledger.job import Claim, Reason
 from db.ledger.limits import BRIEF
 from db.transaction import transaction
 from jobs._discovery import discover_jobs
 from jobs._producer import Producer
+from tests.inprocess import Bench
 from tests.proxy import proxied
 from tests.sample_jobs.act_out import ActOut
 from tests.stage import SAMPLE_JOBS, Stage, connected
@@ -274,6 +276,28 @@ async def test_tidying_forgets_idempotency_keys_that_have_expired(scene: Scene) 
     )
     await scene.rescue().tidy()
     assert await scene.stage.value("SELECT array_agg(key) FROM bulwark.idempotency") == ["new"]
+
+
+async def test_a_job_that_is_put_off_while_it_is_cancelled_ends_after_the_next_tidying(
+    scene: Scene, bench: Bench
+) -> None:
+    held, put_off = await scene.holder(), await scene.holder()
+    an_hour = timedelta(hours=1)
+    async with scene.sessions.begin() as cancelling:
+        await cancellation.cancel(cancelling, held.job_id, None, at_once=False)
+        for one in (held, put_off):
+            async with scene.sessions.begin() as session:
+                await release.requeue(session, one, Reason.RETRY, delay=an_hour)
+
+    await scene.rescue().tidy()
+
+    async with scene.sessions.begin() as session:
+        rings = await ring.due_rings(session, 10)
+    await bench.deliver(held.job_id)
+    await bench.deliver(put_off.job_id)
+    assert [one.job_id for one in rings] == [held.job_id]
+    assert (await scene.stage.row(held.job_id))["state"] == "cancelled"
+    assert (await scene.stage.row(put_off.job_id))["state"] == "queued"
 
 
 async def test_tidying_that_is_held_up_delays_no_rescue(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from uuid import UUID
 
 import structlog
@@ -15,19 +16,27 @@ from db.ledger.job import Ring
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import brief, look
 from jobs._bell import Bell, job_id_of
+from worker.mark import Mark, mark_key
 from worker.outage import Outage
-from worker.redis_pool import may_evict, run_id_of
+from worker.redis_pool import may_evict
 
 BATCH = 1000
-MARK_KEY = "bulwark:relay:mark:{run_id}"
-MARK_KEPT_S = 30 * 24 * 3600
-"""How long the mark of a run of Redis stays; then all is rung again, which does no harm."""
-MARK_LEASE_S = 60
-"""How long the relay that sets the mark has until the rings are due; then another may do it."""
+PAGE = 10_000
+"""How many jobs one transaction makes due for a ring, where all are to be rung again."""
 SWEEP_INTERVAL_S = 30.0
 LEAST_WAIT_S = 0.01
+_FIRST = UUID(int=0)
 _KEEP = "set its maxmemory-policy to noeviction"
 log = structlog.get_logger("bulwark.relay")
+
+
+@dataclass
+class _Debt:
+    """All queued jobs up to `last` are to be rung again; so many, up to `after`, are due by now."""
+
+    last: UUID | None = None
+    after: UUID = _FIRST
+    jobs: int = 0
 
 
 class Relay:
@@ -54,8 +63,8 @@ class Relay:
         self._queues = queues
         self._interval_s = interval_s
         self._unclaimed = unclaimed
-        self._mark = ""
-        self._owes_all = False
+        self._mark = Mark(redis)
+        self._debt: _Debt | None = None
         self._woken = asyncio.Event()
         self._unrung: list[Ring] = []
         self._swept_s = time.monotonic()
@@ -104,12 +113,13 @@ class Relay:
         next relay rings all again; without Redis a mark of this relay's own ends by itself.
         """
         self._unclaimed |= {one.job_id for one in self._unrung}
-        if not self._unclaimed and not self._owes_all:
+        if not self._unclaimed and self._debt is None:
             return
         try:
             async with asyncio.timeout_at(by_s):
                 await self._seconds_to_next_ring()
-                await self._make_lost_rings_due()
+                while await self._make_lost_rings_due():
+                    pass
         except (RedisError, *DATABASE_ERRORS):
             with suppress(RedisError, OSError):
                 await self._redis.delete(await mark_key(self._redis))
@@ -145,11 +155,16 @@ class Relay:
         return self._queue_outages.setdefault(queue, fresh)
 
     async def _ring_until_none_is_due(self) -> float:
-        """Ring, and return how long to wait; a look comes first, since mostly none is due."""
+        """Ring, and return how long to wait; a look comes first, since mostly none is due.
+
+        What is due waits for no more than a page of what was lost.
+        """
         due_s = await self._seconds_to_next_ring()
-        if await self._make_lost_rings_due() or due_s <= 0:
+        is_any_due = due_s <= 0
+        while is_any_due or await self._make_lost_rings_due():
             while len(await self.ring_due()) == BATCH:
-                pass
+                await self._keep_lease()
+            is_any_due = False
             due_s = await self._seconds_to_next_ring()
         return min(self._interval_s, max(LEAST_WAIT_S, due_s))
 
@@ -159,36 +174,57 @@ class Relay:
 
     async def _notice_new_redis(self) -> None:
         """Owe it to all queued jobs to ring them again, if Redis is new and nobody else does."""
-        if self._owes_all:
-            return
-        self._mark = await mark_key(self._redis)
-        if not await self._redis.exists(self._mark):
-            self._owes_all = bool(await self._redis.set(self._mark, b"", ex=MARK_LEASE_S, nx=True))
+        if self._debt is None and await self._mark.set_if_missing():
+            self._debt = _Debt()
 
     async def _make_lost_rings_due(self) -> bool:
-        """Have those jobs rung again whose rings are known to be lost; tell whether there are any.
+        """Have jobs rung again whose rings are known to be lost; tell whether there were any.
 
-        The mark lasts only once all jobs are due, in case this relay dies on the way.
+        Of all that are queued it is a page at a time.
         """
-        if self._owes_all:
-            jobs = await self._make_due(None)
-            if jobs:
-                log.warning("relay.rings_lost", jobs=jobs, remedy="all queued jobs are rung again")
-            await self._redis.expire(self._mark, MARK_KEPT_S)
-            self._owes_all = False
-            return jobs > 0
+        if await self._make_page_due():
+            return True
         unclaimed = frozenset(self._unclaimed)
         if unclaimed:
-            await self._make_due(unclaimed)
+            await brief(
+                self._sessions,
+                lambda session: ring.ring_again(session, unclaimed),
+                name="relay.ring_again",
+            )
             self._unclaimed -= unclaimed
         return bool(unclaimed)
 
-    async def _make_due(self, job_ids: frozenset[UUID] | None) -> int:
+    async def _make_page_due(self) -> bool:
+        """Make due the next of all queued jobs, if they are owed; False when there is none left.
+
+        The mark lasts only once all jobs are due, in case this relay dies on the way.
+        """
+        await self._keep_lease()
+        if (debt := self._debt) is None:
+            return False
+        if (page := await self._next_page(debt)) is not None:
+            debt.after, debt.jobs = page.last, debt.jobs + page.jobs
+            return True
+        if debt.jobs:
+            log.warning("relay.rings_lost", jobs=debt.jobs, remedy="all queued jobs are rung again")
+        await self._mark.keep()
+        self._debt = None
+        return False
+
+    async def _next_page(self, debt: _Debt) -> ring.Page | None:
+        """What is queued after the first look has a ring that is not lost."""
+        if (last := debt.last or await look(self._sessions, ring.last_queued)) is None:
+            return None
+        debt.last = last
         return await brief(
             self._sessions,
-            lambda session: ring.ring_again(session, job_ids),
+            lambda session: ring.ring_page_again(session, debt.after, last, PAGE),
             name="relay.ring_again",
         )
+
+    async def _keep_lease(self) -> None:
+        if self._debt is not None:
+            await self._mark.keep_lease()
 
     async def _sweep_now_and_then(self) -> None:
         if time.monotonic() - self._swept_s < SWEEP_INTERVAL_S:
@@ -211,8 +247,3 @@ class Relay:
             name="relay.sweep",
         )
         await self._bell.silence(queue, [name for name, job_id in ids.items() if job_id in ended])
-
-
-async def mark_key(redis: Redis) -> str:
-    """Of the run of Redis: one that was restarted may have read an old copy, mark and all."""
-    return MARK_KEY.format(run_id=await run_id_of(redis))

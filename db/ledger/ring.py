@@ -53,19 +53,52 @@ async def seconds_to_next_ring(session: AsyncSession) -> float | None:
     return due_s
 
 
-async def ring_again(session: AsyncSession, job_ids: Collection[UUID] | None) -> int:
-    """Make queued jobs, these or all, due for a ring at their run time, since a ring was lost.
-
-    Returns how many there are.
-    """
-    these = sa.true() if job_ids is None else job.c.id.in_(job_ids)
-    changed = await session.execute(
+async def ring_again(session: AsyncSession, job_ids: Collection[UUID]) -> None:
+    """Make these jobs, if queued, due for a ring at their run time, since a ring was lost."""
+    await session.execute(
         sa.update(job)
-        .where(job.c.state == State.QUEUED, these)
+        .where(job.c.state == State.QUEUED, job.c.id.in_(job_ids))
         .values(next_ring_at=job.c.run_at)
-        .returning(job.c.id)
     )
-    return len(changed.all())
+
+
+async def last_queued(session: AsyncSession) -> UUID | None:
+    """The highest id of a queued job."""
+    query = sa.select(job.c.id).where(job.c.state == State.QUEUED).order_by(job.c.id.desc())
+    return await session.scalar(query.limit(1))
+
+
+_RING_PAGE_AGAIN = sa.text(
+    """
+    WITH page AS (
+        SELECT id FROM bulwark.job
+         WHERE state = 'queued' AND id > :after AND id <= :last
+         ORDER BY id LIMIT :most FOR NO KEY UPDATE
+    ), changed AS (
+        UPDATE bulwark.job AS job SET next_ring_at = job.run_at
+          FROM page WHERE job.id = page.id
+    )
+    SELECT count(*) OVER () AS jobs, id AS last FROM page ORDER BY id DESC LIMIT 1
+    """
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """So many jobs, the last of them by id."""
+
+    jobs: int
+    last: UUID
+
+
+async def ring_page_again(session: AsyncSession, after: UUID, last: UUID, most: int) -> Page | None:
+    """Make queued jobs due for a ring at their run time: the first ones from `after` to `last`.
+
+    None when there is none left.
+    """
+    bounds = {"after": after, "last": last, "most": most}
+    found = (await session.execute(_RING_PAGE_AGAIN, bounds)).one_or_none()
+    return None if found is None else Page(found.jobs, found.last)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from jobs._producer import Producer
 from tests.inprocess import Bench
 from tests.own_servers import OwnPostgres, OwnRedis, own_postgres
 from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage, stage_on
+from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on, waiting_for_a_lock
 from tests.workers import ROOT, until
 from worker import relay as relay_module
 from worker.executor import Executor
+from worker.mark import MARK_LEASE_S, mark_key
 from worker.redis_pool import make_redis
-from worker.relay import MARK_LEASE_S, Relay, mark_key
+from worker.relay import Relay
 from worker.shutdown import cancel_until_done
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -248,6 +249,83 @@ async def test_what_a_relay_that_died_owed_to_a_new_redis_is_done_by_another(
     async with running(relay):
         await until_heard(redis, job_id)
         await until_marked(redis)
+
+
+@asynccontextmanager
+async def held_up_in_the_backlog(
+    sessions: Sessions, database_url: str, relay: Relay, redis: ArqRedis, backlog: list[UUID]
+) -> AsyncIterator[None]:
+    """The relay runs, and waits for a job of its second page that somebody has locked."""
+    async with connected(database_url) as other:
+        holding = other.transaction()
+        await holding.start()
+        await other.execute("SELECT FROM bulwark.job WHERE id = $1 FOR UPDATE", backlog[3])
+        async with running(relay):
+            await until(lambda: waiting_for_a_lock(sessions), "the second page is held up")
+            try:
+                yield
+            finally:
+                await holding.rollback()
+            await until_marked(redis)
+
+
+@pytest.fixture
+async def backlog(
+    monkeypatch: pytest.MonkeyPatch, stage: Stage, producer: Producer, redis: ArqRedis
+) -> list[UUID]:
+    """Jobs of four pages and a half whose rings were lost with Redis, in the order of their ids."""
+    monkeypatch.setattr(relay_module, "PAGE", 2)
+    ids = await rung_long_ago(stage, producer, 9)
+    await redis.flushall()
+    return sorted(ids)
+
+
+async def test_a_backlog_whose_rings_were_lost_is_rung_page_by_page_and_what_is_due_goes_before(
+    sessions: Sessions,
+    database_url: str,
+    silent: Producer,
+    relay: Relay,
+    redis: ArqRedis,
+    backlog: list[UUID],
+) -> None:
+    fresh = (await silent.enqueue(ActOut())).job_id
+    with capture_logs() as logs:
+        async with held_up_in_the_backlog(sessions, database_url, relay, redis, backlog):
+            before = await heard(redis)
+    assert sorted(before) == sorted([(fresh, 1), *((one, 2) for one in backlog[:2])])
+    assert {one for one, _ in await heard(redis)} == {fresh, *backlog}
+    assert [number for one, number in await heard(redis) if one in backlog] == [2] * 9
+    assert [line["jobs"] for line in logs if line["event"] == "relay.rings_lost"] == [10]
+
+
+@pytest.mark.parametrize("another_dies", [False, True], ids=["alone", "after another that dies"])
+async def test_a_redis_that_is_emptied_while_a_backlog_is_rung_has_all_rung_once_more(
+    sessions: Sessions,
+    database_url: str,
+    relay: Relay,
+    redis: ArqRedis,
+    backlog: list[UUID],
+    another_dies: bool,
+) -> None:
+    async with held_up_in_the_backlog(sessions, database_url, relay, redis, backlog):
+        await redis.flushall()
+        if another_dies:
+            await redis.set(await mark_key(redis), b"another", px=1500)
+    assert {one for one, _ in await heard(redis)} == {*backlog}
+
+
+async def test_what_a_relay_that_died_in_a_backlog_has_not_rung_is_left_to_the_next(
+    sessions: Sessions, database_url: str, relay: Relay, redis: ArqRedis, backlog: list[UUID]
+) -> None:
+    async with connected(database_url) as other, other.transaction():
+        await other.execute("SELECT FROM bulwark.job WHERE id = $1 FOR UPDATE", backlog[3])
+        async with running(relay):
+            await until(lambda: waiting_for_a_lock(sessions), "the second page is held up")
+    assert 0 < await redis.ttl(await mark_key(redis)) <= MARK_LEASE_S
+    await redis.pexpire(await mark_key(redis), 1)
+    async with running(Relay(sessions, redis, ("default",), 0.05, set())):
+        await until_marked(redis)
+    assert {one for one, _ in await heard(redis)} == {*backlog}
 
 
 async def test_a_redis_that_stopped_and_came_back_empty_is_rung_again(

@@ -43,7 +43,7 @@ class ChunkEffect:
 
 @dataclass(frozen=True)
 class ChunkedRun:
-    """One run of a chunked job under one claim; it begins no chunk once the worker is `stopping`."""
+    """One run of a chunked job under one claim; it begins no chunk once `stopping` is set."""
 
     claim: Claim
     sessions: async_sessionmaker[AsyncSession]

@@ -1,8 +1,7 @@
-"""Rows that an input names by natural key change between the look-up and the chunk's transaction."""
+"""What an input names by natural key changes between the look-up and the chunk's transaction."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -78,7 +77,7 @@ class Gates:
         await until(waits, f"try {number} of the second chunk waits")
 
     async def first_is_committed(self) -> None:
-        """Return when the chunk in front is there, which may still be under way at the first try."""
+        """Return when the chunk in front is there; at the first try it may be under way."""
 
         async def is_there() -> bool:
             return bool(await self._connection.fetchval(FIRST_IS_THERE))
@@ -89,15 +88,14 @@ class Gates:
         await self._connection.execute(f"SELECT pg_advisory_unlock({GATE} + {number})")
 
 
-@asynccontextmanager
-async def changing(
+async def run_changing(
     bench: Bench,
     connection: asyncpg.Connection,
     payload: InsertRows | UpdateRows,
     change: str,
     tries: int = 1,
-) -> AsyncIterator[UUID]:
-    """Run the job, with a change each time its second chunk has been prepared; ends with it."""
+) -> UUID:
+    """Run the job to its end, with a change each time that its second chunk has been prepared."""
     gates = Gates(connection)
     await gates.close(tries)
     job_id = (await bench.producer.enqueue(payload, attempts=1)).job_id
@@ -109,7 +107,7 @@ async def changing(
         await connection.execute(change)
         await gates.open(number)
     await running
-    yield job_id
+    return job_id
 
 
 def heroes(*teams: str, **request: Any) -> InsertRows:
@@ -148,8 +146,8 @@ async def test_rows_go_to_the_row_that_has_the_name_when_their_chunk_begins(
     on_conflict: str, bench: Bench, connection: asyncpg.Connection, database_url: str
 ) -> None:
     payload = heroes("Red", "Blue", "Red", "Blue", "Red", "Blue", on_conflict=on_conflict)
-    async with changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME) as job_id:
-        done = await bench.job(job_id)
+    job_id = await run_changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME)
+    done = await bench.job(job_id)
     assert (done.state, done.attempt) == ("succeeded", 0), done.error
     assert await where(connection) == [
         ("1", RED),
@@ -176,8 +174,8 @@ async def test_rows_that_are_there_are_led_to_the_row_that_has_the_name_when_the
         map={"team": "team.name"},
         chunk_rows=1,
     )
-    async with changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME) as job_id:
-        assert await bench.counts(job_id) == {"updated": 3}
+    job_id = await run_changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME)
+    assert await bench.counts(job_id) == {"updated": 3}
     found = await connection.fetch("SELECT team_id FROM membership ORDER BY id")
     assert [one["team_id"] for one in found] == [RED, WHITE, WHITE]
     assert await check_invariants(database_url) == Losses()
@@ -188,8 +186,8 @@ async def test_rows_whose_parent_goes_away_meanwhile_are_rejected_and_no_others(
     gone: str, bench: Bench, connection: asyncpg.Connection, database_url: str
 ) -> None:
     payload = heroes("Blue", "Blue", "Red", "Blue", "Red", "Blue")
-    async with changing(bench, connection, payload, gone) as job_id:
-        assert await bench.counts(job_id) == {"inserted": 4, "rejected": 2}
+    job_id = await run_changing(bench, connection, payload, gone)
+    assert await bench.counts(job_id) == {"inserted": 4, "rejected": 2}
     assert await refused(bench, job_id) == [(3, "missing_reference"), (5, "missing_reference")]
     assert await where(connection) == [("1", BLUE), ("2", BLUE), ("4", BLUE), ("6", BLUE)]
     assert (await bench.report(job_id)).adds_up
@@ -206,8 +204,8 @@ async def test_a_parent_that_goes_away_meanwhile_leaves_a_null_where_that_is_wan
     gone: str, bench: Bench, connection: asyncpg.Connection
 ) -> None:
     payload = heroes("Blue", "Blue", "Red", "Blue", on_missing="null")
-    async with changing(bench, connection, payload, gone) as job_id:
-        assert await bench.counts(job_id) == {"inserted": 4}
+    job_id = await run_changing(bench, connection, payload, gone)
+    assert await bench.counts(job_id) == {"inserted": 4}
     assert await where(connection) == [("1", BLUE), ("2", BLUE), ("3", None), ("4", BLUE)]
 
 
@@ -217,8 +215,8 @@ async def test_a_parent_that_goes_away_meanwhile_is_created_once_where_that_is_w
     gone: str, atomic: bool, bench: Bench, connection: asyncpg.Connection, database_url: str
 ) -> None:
     payload = heroes("Blue", "Blue", "Red", "Blue", "Red", on_missing="create", atomic=atomic)
-    async with changing(bench, connection, payload, gone) as job_id:
-        assert await bench.counts(job_id) == {"inserted": 5}
+    job_id = await run_changing(bench, connection, payload, gone)
+    assert await bench.counts(job_id) == {"inserted": 5}
     new = await connection.fetchval(
         "SELECT id FROM team WHERE name = 'Red' AND deleted_at IS NULL AND id > 3"
     )
@@ -239,8 +237,8 @@ async def test_an_import_whose_parents_change_each_time_ends_in_a_sentence_with_
     teams = ("Red", "Blue", "Red", "Green", "Red", "Blue")
     payload = heroes(*teams, on_missing=on_missing)
     change = TWO_CHANGE_THEIR_NAMES
-    async with changing(bench, connection, payload, change, STALE_TRIES) as job_id:
-        done = await bench.job(job_id)
+    job_id = await run_changing(bench, connection, payload, change, STALE_TRIES)
+    done = await bench.job(job_id)
     assert (done.state, done.reason) == ("failed", "rejected")
     assert done.error == (
         f"the rows that chunk 2 refers to changed {STALE_TRIES} times while it was written; "
@@ -256,8 +254,8 @@ async def test_all_rows_of_an_atomic_import_go_to_the_row_that_has_the_name_at_l
     bench: Bench, connection: asyncpg.Connection, database_url: str
 ) -> None:
     payload = heroes("Red", "Blue", "Red", "Blue", "Red", atomic=True)
-    async with changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME) as job_id:
-        assert await bench.counts(job_id) == {"inserted": 5}
+    job_id = await run_changing(bench, connection, payload, ANOTHER_GETS_ITS_NAME)
+    assert await bench.counts(job_id) == {"inserted": 5}
     assert await where(connection) == [
         ("1", WHITE),
         ("2", BLUE),
@@ -273,8 +271,8 @@ async def test_an_atomic_import_whose_parent_goes_away_meanwhile_inserts_nothing
     gone: str, bench: Bench, connection: asyncpg.Connection, database_url: str
 ) -> None:
     payload = heroes("Blue", "Blue", "Red", "Blue", "Blue", atomic=True)
-    async with changing(bench, connection, payload, gone) as job_id:
-        done = await bench.job(job_id)
+    job_id = await run_changing(bench, connection, payload, gone)
+    done = await bench.job(job_id)
     assert (done.state, done.reason) == ("failed", "rejected")
     assert await bench.counts(job_id) == {"rejected": 1, "not_reached": 4}
     assert await refused(bench, job_id) == [(3, "missing_reference")]
@@ -287,8 +285,8 @@ async def test_an_atomic_import_whose_parents_change_each_time_ends_with_nothing
 ) -> None:
     payload = heroes("Red", "Blue", "Red", "Green", "Red", on_missing="create", atomic=True)
     change = TWO_CHANGE_THEIR_NAMES
-    async with changing(bench, connection, payload, change, STALE_TRIES) as job_id:
-        done = await bench.job(job_id)
+    job_id = await run_changing(bench, connection, payload, change, STALE_TRIES)
+    done = await bench.job(job_id)
     assert done.state == "failed"
     assert done.error == (
         "Race: the rows that chunk 2 refers to changed while it was written; "

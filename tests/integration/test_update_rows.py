@@ -245,10 +245,10 @@ async def test_rows_are_changed_deleted_and_restored_by_natural_keys_of_other_ta
     made = await heroes.run(InsertRows(table="membership", rows=roles, map=names))
     moves: Rows = [{"id": 1, "in": "Blue"}, {"id": 2, "in": "Red"}, {"id": 3, "in": "Pink"}]
     moved = await heroes.run(UpdateRows(table="membership", rows=moves, map={"in": "team.name"}))
-    key = {"table": "membership", "map": names, "key": ["hero_id", "team_id", "role"]}
+    key: dict[str, Any] = {"map": names, "key": ["hero_id", "team_id", "role"]}
     roles[0]["in"] = "Blue"
-    deleted = await heroes.run(SoftDeleteRows(rows=roles, **key))
-    restored = await heroes.run(RestoreRows(rows=roles, **key))
+    deleted = await heroes.run(SoftDeleteRows(table="membership", rows=roles, **key))
+    restored = await heroes.run(RestoreRows(table="membership", rows=roles, **key))
 
     assert await heroes.counts(made) == {"inserted": 3}
     assert await heroes.counts(moved) == {"updated": 1, "unchanged": 1, "rejected": 1}

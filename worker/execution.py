@@ -159,7 +159,7 @@ class Execution:
     async def _work(self, held: Claim) -> Ending | None:
         """Do the job; None when its end is committed already, otherwise what has to be written.
 
-        An outage that it meets, also one in which its time runs out, is not the job's fault.
+        An outage that it meets is not the job's fault, nor that its time runs out after one.
         """
         began_s = time.monotonic()
         limit = asyncio.timeout(held.timeout_s)

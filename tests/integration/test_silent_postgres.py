@@ -34,7 +34,7 @@ Sessions = async_sessionmaker[AsyncSession]
 FAR = "far away"
 MESSAGE_MS = 1_800_000_000_000
 SET_BACK = sa.text(
-    "UPDATE bulwark.schedule SET watermark = watermark - interval '3 min' WHERE name = 'fired'"
+    "UPDATE bulwark.schedule SET watermark = watermark - interval '1 year' WHERE name = 'fired'"
 )
 
 
@@ -48,9 +48,9 @@ async def far(database_url: str) -> AsyncIterator[tuple[Proxy, Sessions]]:
 
 
 async def watchman(sessions: Sessions, name: str) -> Scheduler:
-    """The scheduler of a worker that knows one schedule, of each minute."""
+    """The scheduler of a worker that knows one schedule, of each New Year."""
 
-    @job(schedules=[Schedule(name=name, cron="* * * * *", missed="once", overlap="queue")])
+    @job(schedules=[Schedule(name=name, cron="0 0 1 1 *", missed="once", overlap="queue")])
     async def chime(session: AsyncSession, payload: ActOut) -> None:
         """Never run here."""
 

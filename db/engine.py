@@ -68,11 +68,12 @@ def create_engine(
     nothing outlives a transaction on the server, as PgBouncer's transaction mode requires.
     """
     size = _POOL_SIZES[profile]
-    connect_args = {
+    settings = {"application_name": application_name}
+    connect_args: dict[str, Any] = {
         "async_creator_fn": _connect,
         "timeout": connect_timeout_s,
         "command_timeout": command_timeout_s,
-        "server_settings": {"application_name": application_name},
+        "server_settings": settings if pgbouncer else settings | _DEAD_CLIENT_SETTINGS,
     }
     engine = create_async_engine(
         url,
@@ -159,6 +160,16 @@ _DEAD_PEER_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 """In seconds, but for the last, which is in milliseconds."""
+_DEAD_CLIENT_SETTINGS = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""The same for PostgreSQL, lest a session whose client is gone keeps its locks for two hours.
+
+PgBouncer refuses them; its own `tcp_*` settings do this.
+"""
 
 
 async def _connect(**connect_args: Any) -> Any:

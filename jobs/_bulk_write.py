@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.catalog import TableFacts, read_facts
 from db.errors import Race
+from db.ledger.audit import Entry
 from db.ledger.chunk import Receipt, Span
 from db.ledger.job import Claim
 from db.ledger.verdict import Verdict
@@ -177,9 +178,11 @@ class BulkWrite:
             outcome = await self._write(session, ready, until, turn)
             if not self.too_many(self.rejected + len(outcome.rejected)):
                 raise Race from None  # what stood in the way of a row is gone by now
-        references, columns = self.plan.references, self.preparer.columns
-        used = outcome.used(references, columns, self.rules.update)
-        entries = await self.parents.keep_used(session, created, used)
+        entries: Sequence[Entry] = ()
+        if created.ids:
+            references, columns = self.plan.references, self.preparer.columns
+            used = outcome.used(references, columns, self.rules.update)
+            entries = await self.parents.keep_used(session, created, used)
         return outcome.effect(ready.part, prepared.filtered, self.writer.model.name, entries)
 
     async def _write(

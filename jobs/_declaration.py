@@ -68,7 +68,11 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Defaults:
-    """The options of a kind. `max_age` bounds how long TryLater may put a job off."""
+    """The options of a kind.
+
+    `max_age`, since the first start, bounds for how long TryLater may put a job off, and outages
+    of PostgreSQL cost it no attempt.
+    """
 
     queue: str = DEFAULT_QUEUE
     priority: int = 0

@@ -5,6 +5,7 @@ JobError
 │   └── InputError
 ├── TryLater
 │   └── SourceAway
+├── GivenBack
 ├── WrongResults
 ├── UnknownJob
 ├── DeclarationError
@@ -57,6 +58,10 @@ class TryLater(JobError):
         if not isinstance(delay, timedelta):
             raise TypeError(f"a job is put off by a timedelta, not by {delay!r}")
         self.delay = delay
+
+
+class GivenBack(JobError):
+    """The worker ends; the job goes on elsewhere behind what it has committed."""
 
 
 class SourceAway(TryLater):

@@ -40,9 +40,6 @@ class MovedRows(Written):
         along = {"hero": {"move": len(self.moved)}, "membership": {"end": self.roles_ended}}
         return {table: by for table, by in along.items() if any(by.values())}
 
-    def wrote(self, field_name: str, update: frozenset[str] | None) -> Collection[int]:
-        return self.moved
-
 
 def require_teams(plan: Plan, *, from_anywhere: bool) -> None:
     """Raise InputError unless the input says which teams are left and joined, or need not."""

@@ -1,5 +1,6 @@
 """What a chunked job is given: its claim, and the one way to commit a chunk."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from db.ledger.verdict import RowVerdict
 from db.registry import Registry
 from db.steps import Step
 from db.transaction import transaction
+from jobs._errors import GivenBack
 from jobs._housekeeping import Housekeeping
 from jobs._sources.place import ImportPlace
 from jobs._turn import Turn
@@ -41,13 +43,14 @@ class ChunkEffect:
 
 @dataclass(frozen=True)
 class ChunkedRun:
-    """One run of a chunked job under one claim."""
+    """One run of a chunked job under one claim; it begins no chunk once `stopping` is set."""
 
     claim: Claim
     sessions: async_sessionmaker[AsyncSession]
     models: Registry
     import_folders: Sequence[ImportPlace]
     housekeeping: Housekeeping = field(default_factory=Housekeeping)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def read(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Run statements that change nothing, in a transaction of their own."""
@@ -68,8 +71,9 @@ class ChunkedRun:
 
         The work may run several times, each time in a new transaction. A chunk that was committed
         before is not done again: its receipt is returned. With a turn it commits after the chunk
-        before, and the work has to ask it before it writes. Raises ClaimLost and Cancelled.
+        before, and the work has to ask it before it writes. Raises ClaimLost, Cancelled, GivenBack.
         """
+        self._heed_stop()
         turn = turn or Turn()
 
         async def unit(session: AsyncSession) -> ChunkEffect | Receipt:
@@ -99,9 +103,9 @@ class ChunkedRun:
 
         The effects may be asked for several times, each time in a new transaction; they take each
         chunk's receipt before they do its work. Returns no receipts where all were committed
-        before. Raises ClaimLost, and Cancelled behind any chunk.
+        before. Raises ClaimLost, GivenBack, and Cancelled behind any chunk.
         """
-
+        self._heed_stop()
         first: tuple[int, Span] | None = None
 
         async def unit(session: AsyncSession) -> list[ChunkEffect]:
@@ -142,7 +146,8 @@ class ChunkedRun:
         )
 
     async def tell_pause(self, reason: str) -> None:
-        """Let others see what the job waits for. Raises Cancelled."""
+        """Let others see what the job waits for. Raises Cancelled and GivenBack."""
+        self._heed_stop()
 
         async def tell(session: AsyncSession) -> None:
             await cancellation.heed(session, self.claim)
@@ -158,6 +163,10 @@ class ChunkedRun:
             name="job.pause",
             receipted=True,
         )
+
+    def _heed_stop(self) -> None:
+        if self.stopping.is_set():
+            raise GivenBack
 
     async def _fence(self, session: AsyncSession, tried: tuple[int, Span] | None) -> None:
         """Fence; where an earlier try has committed what was tried, that wins over a cancellation.

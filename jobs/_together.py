@@ -96,7 +96,10 @@ class Together:
                 try:
                     effect = await writing.work(session, ready, turn)
                 except Stale:
-                    raise Race from None
+                    raise Race(
+                        f"the rows that chunk {part.number} refers to changed while it was "
+                        "written; run the job when they are at rest"
+                    ) from None
                 read.add(effect)
                 if writing.too_many(writing.rules.rejects(read.counts)):
                     raise _Undone(part, read, read.refused)

@@ -21,7 +21,7 @@ from db.steps import Step
 from db.transaction import transaction
 from jobs._declaration import Job, Outcome, Payload
 from jobs._discovery import Jobs
-from jobs._errors import Rejected, TryLater
+from jobs._errors import GivenBack, Rejected, TryLater
 from jobs._housekeeping import Housekeeping
 from jobs._run import ChunkedRun
 from jobs._sources.place import ImportPlace
@@ -38,7 +38,10 @@ log = structlog.get_logger("bulwark.execution")
 
 @dataclass
 class Execution:
-    """Carries out jobs that one worker has claimed. When cancelled, it gives them back."""
+    """Carries out jobs that one worker has claimed. When cancelled, it gives them back.
+
+    Chunked ones it gives back before their next chunk once it is `stopping`.
+    """
 
     sessions: async_sessionmaker[AsyncSession]
     jobs: Jobs
@@ -48,6 +51,7 @@ class Execution:
     housekeeping: Housekeeping
     running: Running
     settling: Settling = field(init=False)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.settling = Settling(self.sessions)
@@ -100,13 +104,15 @@ class Execution:
         return sorted(claims, key=lambda held: held.claim_id not in stopped)
 
     async def run(self, held: Claim) -> None:
+        """Run the job, and write how it ended. Raises GivenBack when others should hear of it."""
         log.info("job.started", claim=str(held.claim_id), attempt=held.attempt + 1)
         self.liveness.limit(held.claim_id, held.timeout_s)
         try:
             ending = await self._work_until_cancelled(held)
             if ending is not None and ending.state in (State.FAILED, State.CANCELLED):
                 await self._close(replace(held, is_cancelled=True))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GivenBack):
+            self.liveness.unlimit(held.claim_id)
             await self.settling.give_back(held)
             raise
         except ClaimLost:
@@ -132,6 +138,8 @@ class Execution:
             async with asyncio.timeout(CLOSING_TIMEOUT_S):
                 payload = payload_of(self.jobs[held.kind], held)
                 await through_outages(lambda: closing(self._chunked(held), payload))
+        except GivenBack:
+            raise
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_told_to_stop():
                 raise
@@ -151,7 +159,7 @@ class Execution:
     async def _work(self, held: Claim) -> Ending | None:
         """Do the job; None when its end is committed already, otherwise what has to be written.
 
-        An outage that it meets, also one in which its time runs out, is not the job's fault.
+        An outage that it meets is not the job's fault, nor that its time runs out after one.
         """
         began_s = time.monotonic()
         limit = asyncio.timeout(held.timeout_s)
@@ -167,7 +175,7 @@ class Execution:
             return rejected(held, error)
         except TryLater as error:
             return deferred(held, self.jobs[held.kind].defaults.max_age, error)
-        except (ClaimLost, Cancelled):
+        except (ClaimLost, Cancelled, GivenBack):
             raise
         except asyncio.CancelledError:
             if is_told_to_stop():
@@ -186,7 +194,14 @@ class Execution:
         return None
 
     def _chunked(self, held: Claim) -> ChunkedRun:
-        return ChunkedRun(held, self.sessions, self.models, self.import_folders, self.housekeeping)
+        return ChunkedRun(
+            held,
+            self.sessions,
+            self.models,
+            self.import_folders,
+            self.housekeeping,
+            self.stopping,
+        )
 
     async def _single(self, held: Claim, declared: Job[Any], payload: Payload) -> Outcome:
         """Fence, effects and ending of a job in one transaction, whose receipt is the ending."""

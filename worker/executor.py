@@ -21,6 +21,7 @@ from db.steps import Step
 from db.transaction import brief
 from jobs._declaration import Job
 from jobs._discovery import Jobs
+from jobs._errors import GivenBack
 from jobs._housekeeping import Housekeeping
 from jobs._sources.place import ImportPlace
 from worker.cancelling import Running
@@ -73,6 +74,10 @@ class Executor:
             self.running,
         )
 
+    def stop_at_chunks(self) -> None:
+        """Give chunked jobs back before their next chunk; all others may go on."""
+        self._execution.stopping.set()
+
     def stop(self) -> None:
         """Give back what still runs, and take nothing more; a second call does nothing."""
         if not self._stopping:
@@ -106,6 +111,8 @@ class Executor:
                 await self._carry_out(job_id)
         except DATABASE_ERRORS as error:
             self._give_up(job_id, error)
+        except GivenBack:
+            self.unclaimed.add(job_id)
         except asyncio.CancelledError:
             self.unclaimed.add(job_id)
             raise

@@ -31,8 +31,7 @@ class JobReport:
     `live_workers` serve its queue; `silent_s` is how long the worker that holds it has said
     nothing. `uncommitted_rows` and `uncommitted_bytes` are how far an atomic job says that it is,
     which proves nothing. `input_bytes` is the whole of its input, if that is known. `reached_end`
-    says that its receipts cover all of that input, as those of a job that succeeded do; of one that
-    was cancelled before it began none is needed. `pause` is
+    says that its receipts cover all of that input, as those of a job that succeeded do. `pause` is
     what it says that it waits for.
     """
 
@@ -116,6 +115,7 @@ class JobReport:
 
 
 # A payload may hold anything, if it was written by SQL: what is no size in it is none here.
+# Who names a table has an input, be it keys or a filter, before a receipt says how large it is.
 # Blank lines at the end belong to no receipt, so a receipt of nothing but rows not reached, which
 # closes a failed job, counts as the end of the input too.
 _REPORT = sa.text(
@@ -128,11 +128,11 @@ _REPORT = sa.text(
            coalesce((opening.detail ->> 'text_bytes')::bigint,
                     CASE WHEN input ->> 'text_bytes' ~ '^[0-9]{1,18}$'
                          THEN (input ->> 'text_bytes')::bigint END) AS input_bytes,
-           job.state = 'succeeded' OR coalesce(job.outcome ? 'verdicts', false)
-              OR job.state = 'cancelled' AND job.started_at IS NULL
+           job.state = 'succeeded'
+              OR job.state = 'failed' AND coalesce(job.outcome ? 'verdicts', false)
               OR NOT (
                coalesce(opening.detail ? 'text_bytes', false)
-               OR (input ->> 'is_given')::boolean
+               OR (input ->> 'is_given')::boolean OR input ->> 'table' IS NOT NULL
            ) OR coalesce(
                latest.end_byte >= (opening.detail ->> 'text_bytes')::bigint
                OR (latest.counts ? 'not_reached' AND latest.counts - 'not_reached' = '{}'), false

@@ -164,17 +164,25 @@ class Rescue:
                 raise Away("nothing was heard from PostgreSQL for a while; the living beat first")
             return marked
 
-        if await self._do(mark):
+        try:
+            marked = await self._do(mark)
+        except Locked:  # mostly by a claim of its own that stands still
+            await self._terminate(lost.id)
+            marked = await self._do(mark)
+        if marked:
             log.warning("worker.declared_lost", worker=str(lost.id), host=lost.host, pid=lost.pid)
             self._on_loss()
 
     async def _rescue(self, worker_id: UUID) -> None:
         """Free the locks of the lost worker first, then put its jobs back into their queues."""
         for _ in range(TERMINATE_TRIES):
-            if await self._do(lambda s: worker.terminate_backends(s, worker_id)) == 0:
+            if await self._terminate(worker_id) == 0:
                 break
             await asyncio.sleep(TERMINATE_WAIT_S)  # a backend ends a moment after it was told to
         self._tell(await self._do(lambda s: take_back.from_worker(s, worker_id)))
+
+    async def _terminate(self, worker_id: UUID) -> int:
+        return await self._do(lambda s: worker.terminate_backends(s, worker_id, self._lost_after))
 
     @staticmethod
     def _tell(taken: list[TakenBack]) -> None:

@@ -124,7 +124,10 @@ class Settings(BaseSettings):
         1.0, ge=0.05, le=60, description="How often due jobs that no worker has heard are rung."
     )
     shutdown_grace_s: Seconds = Field(
-        5.0, ge=0, le=3600, description="How long a worker told to stop lets its jobs finish."
+        5.0,
+        ge=0,
+        le=3600,
+        description="How long a worker told to stop lets its jobs, or their chunks, finish.",
     )
     poll_interval_s: Seconds = Field(
         0.5,

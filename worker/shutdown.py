@@ -1,5 +1,7 @@
 """Ending in order: on SIGTERM or SIGINT jobs may finish within the grace, then they are given back.
 
+Chunked jobs are given back at their next chunk.
+
 arq's own handling is not used: it cancels its main task once, and redis-py may swallow that
 cancellation (asyncio.timeout(0) around a read, seen with 5.3.1), after which arq would run on.
 """
@@ -122,6 +124,7 @@ class Shutdown:
             self._take_no_more()
             if self._executor is not None:
                 self._executor.liveness.retire()
+                self._executor.stop_at_chunks()
             self._ending = asyncio.create_task(self._end())
 
     def watch(self, task: asyncio.Task[Any]) -> None:

@@ -159,20 +159,27 @@ async def mark_lost(session: AsyncSession, worker_id: UUID, after: timedelta) ->
 
 
 _TERMINATE = sa.text(
-    "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE starts_with(application_name, :name) AND pid <> pg_backend_pid()) AS ended"
-)
-
-
-async def terminate_backends(session: AsyncSession, worker_id: UUID) -> int:
-    """Send the lost worker's backends away and return how many there still were.
-
-    Neither a timeout nor a cancel frees the transaction of a paused client. Needs the same role
-    or pg_signal_backend.
     """
-    name = APPLICATION_NAME.format(worker_id=worker_id)
-    ended: int = (await session.execute(_TERMINATE, {"name": name})).scalar_one()
-    return ended
+    SELECT count(*) FROM (
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE starts_with(application_name, :name) AND pid <> pg_backend_pid()
+           AND EXISTS (SELECT FROM bulwark.worker
+                        WHERE id = :id
+                          AND (ended_at IS NOT NULL OR seen_at < now() - :after))) AS told
+    """
+).bindparams(sa.bindparam("after", type_=sa.Interval))
+
+
+async def terminate_backends(session: AsyncSession, worker_id: UUID, after: timedelta) -> int:
+    """Send away the backends of a worker that has ended, or was not seen for longer than `after`.
+
+    Returns how many there still were. A client that stands still inside COPY, or between the parts
+    of a statement (Parse and Bind), holds its locks for ever: there neither a timeout of
+    PostgreSQL's counts nor a cancel. Needs the same role or pg_signal_backend.
+    """
+    terms = {"name": APPLICATION_NAME.format(worker_id=worker_id), "id": worker_id, "after": after}
+    told: int = (await session.execute(_TERMINATE, terms)).scalar_one()
+    return told
 
 
 _DROP_ENDED = sa.text(

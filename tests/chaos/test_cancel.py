@@ -96,7 +96,7 @@ async def test_a_job_that_waits_is_cancelled_by_the_command_itself(scene: Scene)
     assert await scene.stage.notes() == ["later"]
     report = await scene.report(job_id)
     assert (report["error"], report["started_at"]) == ("cancelled by Zoë", None)
-    assert (report["verdicts"], report["adds_up"]) == ({}, True)
+    assert (report["verdicts"], report["adds_up"]) == ({}, False)
 
 
 async def test_a_running_job_stops_at_its_next_chunk_and_counts_the_rest(

@@ -108,7 +108,8 @@ async def test_a_busy_worker_outlives_ten_deaths_of_redis_and_gives_nothing_back
     path.write_text("name\n" + "".join(f"Team {n}\n" for n in range(ROWS)))
     for statement in SLOW_INSERTS:
         await stage.value(statement)
-    worker = start(environment(database_url, valkey.url, **SETTINGS))
+    patient = SETTINGS | {"redis_timeout_s": "30"}  # who is dead refuses; who is slow is not lost
+    worker = start(environment(database_url, valkey.url, **patient))
     job_id = (await enqueue_file(producer, path, {"table": "team", "chunk_rows": 100})).job_id
     await stage.becomes(job_id, "running")
     for number in range(1, RESTARTS + 1):

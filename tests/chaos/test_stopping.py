@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from db.migrations import upgrade
 from jobs import Producer, discover_jobs
 from tests.own_servers import OwnPostgres, frozen, own_postgres
+from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage, stage_on
 from tests.workers import ROOT, Start, WorkerProcess, environment, until
@@ -98,6 +99,37 @@ async def test_workers_told_to_stop_again_and_again_end_with_0(
 
     await until(ended, "the workers have ended")
     assert [one.terminate() for one in crew] == [0] * len(crew)
+
+
+async def test_a_chunked_job_stops_at_its_next_chunk_while_a_short_one_may_end(
+    database_url: str,
+    redis_url: str,
+    stage: Stage,
+    sessions: async_sessionmaker[AsyncSession],
+    start: Start,
+) -> None:
+    env = environment(database_url, redis_url, **SETTINGS | {"shutdown_grace_s": "600"})
+    busy = start(env)
+    await stage.close_gate()
+    producer = Producer(sessions, discover_jobs(SAMPLE_JOBS))
+    chunked = (await producer.enqueue(WriteNotes(chunks=3, gate_in=2))).job_id
+    short = (await producer.enqueue(ActOut(gate=True))).job_id
+    await stage.somebody_at_gate(2)
+    busy.signal(signal.SIGTERM)
+    await until_said(busy, "worker.stopping")
+    other = start(env)
+    await until_said(other, "worker.started")
+
+    await stage.open_gate()
+
+    for job_id in (chunked, short):
+        row = await stage.becomes(job_id, "succeeded")
+        assert (row["attempt"], row["crashes"]) == (0, 0)
+    assert await asyncio.to_thread(busy.terminate, 60) == 0
+    ends = {line["event"]: line.get("kind") for line in busy.events()}
+    assert (ends["job.given_back"], ends["job.succeeded"]) == ("write_notes", "act_out")
+    assert [line["chunk"] for line in busy.events() if line["event"] == "chunk.committed"] == [1, 2]
+    assert sorted(await stage.notes()) == ["chunk 1", "chunk 2", "chunk 3", "done"]
 
 
 async def test_a_second_signal_ends_a_busy_worker_at_once_and_its_job_goes_on_elsewhere(

@@ -91,6 +91,27 @@ async def test_postgresql_knows_the_connection_by_its_application_name(
     assert name == "bulwark:4711"
 
 
+async def test_postgresql_ends_a_session_whose_client_is_gone_within_half_a_minute(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as engine:
+        if await fetch(engine, "SELECT inet_client_addr() IS NULL"):
+            pytest.skip("this server is reached by a Unix socket, and keepalives are of TCP")
+        waits_s, between_s, times, unheard_ms = [
+            int(
+                await fetch(engine, "SELECT setting FROM pg_settings WHERE name = :name", name=name)
+            )
+            for name in (
+                "tcp_keepalives_idle",
+                "tcp_keepalives_interval",
+                "tcp_keepalives_count",
+                "tcp_user_timeout",
+            )
+        ]
+        assert waits_s + between_s * times <= 30
+        assert 0 < unheard_ms <= 30_000
+
+
 async def test_an_error_does_not_show_the_parameters(database_url: str) -> None:
     async with opened(database_url) as engine:
         with pytest.raises(DBAPIError) as raised:

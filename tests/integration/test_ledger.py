@@ -504,7 +504,12 @@ async def test_a_lost_worker_is_unfinished_as_long_as_it_has_a_connection(
         assert await ledger.do(worker.unfinished_losses) == []
         await ledger.lose(worker_id)
         assert await ledger.do(worker.unfinished_losses) == [worker_id]
-        assert await ledger.do(lambda s: worker.terminate_backends(s, worker_id)) == 1
+        assert (
+            await ledger.do(
+                lambda s: worker.terminate_backends(s, worker_id, timedelta(seconds=15))
+            )
+            == 1
+        )
         await until(
             lambda: ledger.rows(
                 "SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_stat_activity"

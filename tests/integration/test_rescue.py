@@ -113,6 +113,55 @@ async def test_a_silent_worker_is_declared_lost_and_its_job_queued_again(scene: 
     assert (await scene.stage.row(held.job_id))["crashes"] == 1
 
 
+async def test_a_silent_worker_whose_own_transaction_holds_its_row_is_declared_lost_all_the_same(
+    scene: Scene,
+) -> None:
+    """As one that was paused while it claimed more, where no timeout of PostgreSQL's counts."""
+    held = await scene.holder()
+    await scene.silence(held.worker_id)
+    claiming = await scene.connect_as(held.worker_id)
+    try:
+        await claiming.execute("BEGIN")
+        await claiming.fetch(
+            "SELECT FROM bulwark.worker WHERE id = $1 FOR KEY SHARE", held.worker_id
+        )
+        await scene.rescue().look_round()
+        assert await scene.end_of(held.worker_id) == "lost"
+        assert await scene.stage.ended_as(held.job_id) == ("queued", "rescued", 0)
+    finally:
+        await claiming.close()
+
+
+async def test_a_living_worker_whose_transaction_holds_its_row_is_not_disturbed(
+    scene: Scene,
+) -> None:
+    held = await scene.holder()
+    await scene.silence(held.worker_id)
+    lock = "SELECT FROM bulwark.worker WHERE id = $1 FOR KEY SHARE"
+    claiming, beating = await scene.connect_as(held.worker_id), scene.stage
+    try:
+        await claiming.execute("BEGIN")
+        await claiming.fetch(lock, held.worker_id)
+        looking = asyncio.create_task(scene.rescue().look_round())
+
+        async def waits() -> bool:
+            return bool(
+                await beating.value("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+            )
+
+        await until(waits, "the rescuer waits for the worker's row")
+        await beating.value(
+            "UPDATE bulwark.worker SET seen_at = now() + interval '1 min' WHERE id = $1",
+            held.worker_id,
+        )
+        await looking
+        assert await claiming.fetchval("SELECT 1") == 1
+        assert await scene.end_of(held.worker_id) is None
+        assert (await scene.stage.row(held.job_id))["state"] == "running"
+    finally:
+        await claiming.close()
+
+
 async def test_a_worker_that_was_just_seen_keeps_its_job(scene: Scene) -> None:
     held = await scene.holder()
     await scene.stage.value(

@@ -9,6 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from jobs.insert_rows import InsertRows
+from jobs.restore_rows import RestoreRows
+from jobs.soft_delete_rows import SoftDeleteRows
 from jobs.update_rows import UpdateRows
 from tests.inprocess import Bench
 
@@ -232,3 +234,24 @@ async def test_a_file_of_patches_may_change_constants_too(heroes: Bench, tmp_pat
         ("Same", 40),
         ("Same", None),
     ]
+
+
+async def test_rows_are_changed_deleted_and_restored_by_natural_keys_of_other_tables(
+    heroes: Bench,
+) -> None:
+    await heroes.run(InsertRows(table="team", rows=[{"name": "Red"}, {"name": "Blue"}]))
+    names = {"of": "hero.external_id", "in": "team.name"}
+    roles: Rows = [{"of": f"h{n}", "in": "Red", "role": "scout"} for n in range(3)]
+    made = await heroes.run(InsertRows(table="membership", rows=roles, map=names))
+    moves: Rows = [{"id": 1, "in": "Blue"}, {"id": 2, "in": "Red"}, {"id": 3, "in": "Pink"}]
+    moved = await heroes.run(UpdateRows(table="membership", rows=moves, map={"in": "team.name"}))
+    key: dict[str, Any] = {"map": names, "key": ["hero_id", "team_id", "role"]}
+    roles[0]["in"] = "Blue"
+    deleted = await heroes.run(SoftDeleteRows(table="membership", rows=roles, **key))
+    restored = await heroes.run(RestoreRows(table="membership", rows=roles, **key))
+
+    assert await heroes.counts(made) == {"inserted": 3}
+    assert await heroes.counts(moved) == {"updated": 1, "unchanged": 1, "rejected": 1}
+    assert [one.code for one in await heroes.verdicts(moved)] == ["missing_reference"]
+    assert await heroes.counts(deleted) == {"deleted": 3}
+    assert await heroes.counts(restored) == {"restored": 3}

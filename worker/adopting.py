@@ -49,7 +49,7 @@ async def adopt_known(
 async def _adopt(
     sessions: async_sessionmaker[AsyncSession], jobs: Jobs, numbers: Collection[int]
 ) -> bool:
-    """Returns whether there was any that no other worker had taken."""
+    """Returns whether any is done with: others have taken the rest, or its row is not as parked."""
 
     async def work(session: AsyncSession) -> list[_Outcome]:
         return [
@@ -59,7 +59,7 @@ async def _adopt(
 
     outcomes = await transaction(sessions, work, name="message.adopt", receipted=True)
     _tell(outcomes)
-    return bool(outcomes)
+    return any(one.reason is not Reason.UNKNOWN_JOB for one in outcomes)
 
 
 async def _adopt_one(

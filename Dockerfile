@@ -32,7 +32,9 @@ RUN echo /opt/bulwark/app > "$(cat /tmp/site-packages)/bulwark.pth" \
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Bulwark" \
       org.opencontainers.image.description="A job processor for bulk writes to PostgreSQL, with every effect committed exactly once."
-RUN useradd --uid 10001 --no-create-home --home-dir /files --shell /usr/sbin/nologin bulwark
+RUN useradd --uid 10001 --no-create-home --home-dir /files --shell /usr/sbin/nologin bulwark \
+ # Of which a volume for archives takes its owner.
+ && install --directory --owner=10001 --group=10001 --mode=700 /archive
 COPY --from=build /opt/bulwark /opt/bulwark
 ENV PATH=/opt/bulwark/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

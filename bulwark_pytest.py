@@ -36,7 +36,8 @@ def pytest_configure() -> None:
 
 def _require_engine() -> None:
     try:
-        from worker.testing.containers import ContainerError, require_engine
+        from worker.testing.containers import require_engine
+        from worker.testing.errors import ContainerError
     except ModuleNotFoundError as error:
         raise pytest.UsageError(
             f"{_SERVERS}=containers needs the package {error.name}: "
@@ -52,13 +53,15 @@ def _require_engine() -> None:
 @pytest.fixture(scope="session")
 def bulwark_servers() -> "Iterator[Servers]":
     """PostgreSQL and Redis, from where BULWARK_TEST_SERVERS says, for the whole run."""
+    from worker.embedded import EmbeddedServerError
     from worker.testing.choice import choose_servers
-    from worker.testing.servers import ServersUnfit, open_servers
+    from worker.testing.errors import ContainerError, ServersUnfit
+    from worker.testing.servers import open_servers
 
     with ExitStack() as stack:
         try:
             servers = stack.enter_context(open_servers(choose_servers()))
-        except ServersUnfit as error:
+        except (ServersUnfit, EmbeddedServerError, ContainerError) as error:
             pytest.fail(str(error), pytrace=False)
         yield servers
 

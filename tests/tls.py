@@ -12,7 +12,8 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from worker.testing.choice import choose_servers
-from worker.testing.containers import ContainerError, require_engine
+from worker.testing.containers import require_engine
+from worker.testing.errors import ContainerError
 
 HOST = "localhost"
 OTHER_HOST = "127.0.0.1"

@@ -35,6 +35,33 @@ class CommandGroup(TyperGroup):
             end(failure.sentence, failure.code)
 
 
+class ListingGroup(TyperGroup):
+    """A command that does something itself, and has subcommands: its options are not theirs.
+
+    One that stands before a subcommand is refused, since it would have no effect there.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        if (command := found[1]) is not None:
+            for option in self.params:
+                if _is_typed(ctx, option):
+                    ctx.fail(_misplaced(option, ctx.info_name, command))
+        return found
+
+
+def _is_typed(ctx: Any, option: Any) -> bool:
+    source = ctx.get_parameter_source(option.name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _misplaced(option: Any, group: str, command: Any) -> str:
+    name = option.opts[0]
+    if any(name in own.opts for own in command.params):
+        return f"{name} before {command.name} has no effect; put it behind {command.name}."
+    return f"{command.name} has no {name}, which is an option of {group} alone."
+
+
 def _write_out() -> None:
     """Write what is still to be printed; end as Typer does where nobody reads it any more."""
     try:

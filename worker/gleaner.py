@@ -1,4 +1,4 @@
-"""Taking up jobs whose rings were heard in vain, by workers that do not know their kind."""
+"""Taking up what was heard in vain, by workers that do not know its kind: jobs, and messages."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -14,6 +14,8 @@ from db.ledger import ring
 from db.retry import DATABASE_ERRORS, describe
 from db.transaction import look
 from jobs._bell import Bell
+from jobs._discovery import Jobs
+from worker.adopting import adopt_known
 from worker.ear import Ear
 from worker.outage import Outage
 
@@ -32,6 +34,8 @@ class Gleaner:
     before; afterwards those that a live worker on the same queues does not know, or, being of an
     older program, does not say that it knows. To ring them again would be to ring for the others,
     too. A job that somebody is just claiming is handed over in vain, which does no harm.
+
+    Messages of plain arq clients that such workers have parked it makes jobs, at every round.
     """
 
     def __init__(
@@ -40,13 +44,13 @@ class Gleaner:
         redis: Redis,
         ear: Ear,
         queues: Sequence[str],
-        kinds: Collection[str],
+        jobs: Jobs,
     ) -> None:
         self._sessions = sessions
         self._bell = Bell(redis)
         self._ear = ear
         self._queues = list(queues)
-        self._kinds = list(kinds)
+        self._jobs = jobs
         self._has_begun = False
         self._is_asked = asyncio.Event()
         self._outage = Outage(log, "glean.failed", "glean.back")
@@ -74,7 +78,8 @@ class Gleaner:
     async def glean(self) -> bool:
         """Go through the queue once, if there is anything to look for; tell whether there was."""
         self._is_asked.clear()
-        kinds = self._kinds
+        await adopt_known(self._sessions, self._jobs, self._queues)
+        kinds = [*self._jobs]
         if self._has_begun:
             kinds = await look(
                 self._sessions, lambda s: ring.kinds_strange_to_others(s, kinds, self._queues)

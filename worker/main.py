@@ -226,7 +226,7 @@ class Process:
             settings.relay_interval_s,
             executor.unclaimed,
         )
-        gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, [*self.jobs])
+        gleaner = Gleaner(sessions, self._redis, self._ear, settings.queues, self.jobs)
         rescue = Rescue(
             self.worker_id, sessions, settings.lost_after_s, on_loss=gleaner.go_through_all
         )

@@ -107,9 +107,10 @@ class _Watcher:
         self._settings = settings
         self._watching = watching
         self._folder = WatchedFolder(watching.folder)
-        self._tell = tell
+        self._report = tell
         self._remark = remark
         self._away = False
+        self._is_unread = False
         self._stuck: set[str] = set()
         self.failed = 0
 
@@ -121,7 +122,9 @@ class _Watcher:
                 return
             except (FolderAway, *DATABASE_ERRORS) as error:
                 failure = explain(error)
-                if failure is None or self._watching.once or not _comes_back(error):
+                if failure is None or self._is_unread or self._watching.once:
+                    raise
+                if not _comes_back(error):
                     raise
                 self._say_away(failure.sentence)
             await asyncio.sleep(self._watching.interval_s)  # nothing tells that it is back
@@ -198,6 +201,13 @@ class _Watcher:
             if accepted.created or await _state(sessions, accepted.job_id) not in _FAILED:
                 return accepted
             key = f"{first_key}:{accepted.job_id}"
+
+    def _tell(self, told: Told) -> None:
+        try:
+            self._report(told)
+        except BrokenPipeError:  # which of a connection to PostgreSQL would be an outage
+            self._is_unread = True
+            raise
 
     def _say_away(self, reason: str) -> None:
         if not self._away:

@@ -1,5 +1,6 @@
 """A file that is there whole or not at all."""
 
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,22 @@ from worker.exit_codes import BadInput, has_no_room
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends well; otherwise nothing of it is left.
 
-    Raises BadInput when it cannot be one, be opened or take its name, and when there is no room.
+    Of several that are written at once under one name the last to end has it. Raises BadInput when
+    it cannot be one, be opened or take its name, and when there is no room.
     """
     place = require_file(path)
-    unfinished = _unfinished(place)
+    unfinished = place.with_name(f".bulwark-{secrets.token_hex(8)}.part")
     try:
-        out = unfinished.open("wb")
+        out = unfinished.open("xb")
     except OSError as error:
-        raise _unwritable(unfinished, error) from None
+        raise _unwritable(place, error) from None
     try:
         with out:
             yield out
         _name(unfinished, place)
     except OSError as error:
         if has_no_room(error):
-            raise _unwritable(unfinished, error) from None
+            raise _unwritable(place, error) from None
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -45,23 +47,17 @@ def require_file(name: str | Path) -> Path:
     try:
         mode = _mode(path)
         place = path.resolve() if path.is_symlink() else path
-        beside = _mode(_unfinished(place), follow=False)
     except OSError as error:
         raise _unwritable(path, error) from None
     except ValueError:  # a NUL, or half a pair
         raise _no_name(name) from None
     _require_regular(path, mode)
-    _require_regular(_unfinished(place), beside)
     return place
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-def _mode(path: Path, *, follow: bool = True) -> int | None:
+def _mode(path: Path) -> int | None:
     try:
-        return path.stat(follow_symlinks=follow).st_mode
+        return path.stat().st_mode
     except FileNotFoundError:
         return None
 

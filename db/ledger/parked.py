@@ -1,6 +1,7 @@
 """Parked messages: what came through arq and could not be made a job, kept as it came."""
 
 import hashlib
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -102,6 +103,46 @@ async def take_parked(
             .with_for_update()
         )
     ).one_or_none()
+
+
+async def named(
+    session: AsyncSession, kinds: Collection[str], queues: Collection[str], most: int
+) -> list[int]:
+    """The oldest messages of these queues that were parked though they name one of these kinds."""
+    query = (
+        sa.select(parked.c.id)
+        .where(
+            parked.c.reason == Reason.UNKNOWN_JOB,
+            parked.c.job_id.is_(None),
+            parked.c.kind.in_(kinds),
+            parked.c.queue.in_(queues),
+        )
+        .order_by(parked.c.id)
+        .limit(most)
+    )
+    return list(await session.scalars(query))
+
+
+async def take_named(
+    session: AsyncSession, numbers: Collection[int]
+) -> Sequence[sa.Row[int, str, str, str, bytes | None]]:
+    """Lock those of the messages that are still to be made jobs and that nobody else has locked."""
+    query = (
+        sa.select(parked.c.id, parked.c.queue, parked.c.arq_id, parked.c.kind, parked.c.message)
+        .where(
+            parked.c.id.in_(numbers),
+            parked.c.reason == Reason.UNKNOWN_JOB,
+            parked.c.job_id.is_(None),
+        )
+        .order_by(parked.c.id)
+        .with_for_update(skip_locked=True)
+    )
+    return (await session.execute(query)).all()
+
+
+async def leave(session: AsyncSession, parked_id: int, reason: Reason) -> None:
+    """Say why still no job can be made of the message."""
+    await session.execute(sa.update(parked).where(parked.c.id == parked_id).values(reason=reason))
 
 
 async def settle(session: AsyncSession, parked_id: int, job_id: UUID) -> None:

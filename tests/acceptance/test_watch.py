@@ -1,6 +1,8 @@
 """`bulwark import --watch`: each file that arrives is imported once, whatever happens meanwhile."""
 
+import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -129,6 +131,32 @@ async def jobs(connection: asyncpg.Connection) -> list[tuple[str, str]]:
         "SELECT payload -> 'source' ->> 'name' AS name, id::text FROM bulwark.job ORDER BY id"
     )
     return [tuple(row) for row in rows]
+
+
+async def test_a_watch_whose_reader_has_gone_ends_without_a_word(
+    folder: Path, connection: asyncpg.Connection, database_url: str, redis_url: str
+) -> None:
+    drop(folder, "a.csv", "name\nRed\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["import", "team", "--watch", str(folder), "--json", "--interval-s", str(INTERVAL_S)]
+    try:
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "worker.cli", *words],
+            env=environment(database_url, redis_url),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert [name for name, _ in await jobs(connection)] == ["a.csv"]
+    assert names(folder / ACCEPTED) != []
 
 
 async def test_what_is_there_and_what_arrives_is_imported(

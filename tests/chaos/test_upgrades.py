@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
+from arq.connections import ArqRedis
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -261,6 +262,58 @@ async def test_a_job_of_an_unknown_kind_waits_for_a_worker_that_knows_it_and_run
     assert time.monotonic() - started_s < SOON_S
     assert sorted(await stage.notes(), key=int) == [str(n) for n in range(20)]
     assert await done_by(stage, new) == 20
+
+
+async def test_a_plain_message_of_an_unknown_job_waits_for_a_worker_that_knows_it(
+    start: Start,
+    old_env: Mapping[str, str],
+    new_env: Mapping[str, str],
+    stage: Stage,
+    client: ArqRedis,
+) -> None:
+    """Some are heard before the newer worker is there, some when both are."""
+    old = start(old_env)
+    await until_started(stage, old)
+    for n in range(20):
+        await client.enqueue_job("act_out", {"note": str(n)})
+    await all_parked(stage, 20)
+    new = start(new_env)
+    await until_started(stage, new)
+    sent = 20
+    while await stage.value("SELECT count(*) FROM bulwark.parked") == 20:
+        await client.enqueue_job("act_out", {"note": str(sent)})
+        sent += 1
+        await all_taken_in(stage, sent)
+
+    async def done() -> bool:
+        return len(await stage.notes()) >= sent
+
+    await until(done, "all is done", SOON_S)
+    await until_all_ended(stage)
+    assert sorted(await stage.notes(), key=int) == [str(n) for n in range(sent)]
+    assert await stage.value("SELECT count(*) FROM bulwark.job") == sent
+    assert await stage.value("SELECT count(*) FROM bulwark.parked WHERE job_id IS NULL") == 0
+    assert await done_by(stage, new) == sent
+
+
+async def all_parked(stage: Stage, messages: int) -> None:
+    async def are() -> bool:
+        return bool(await stage.value("SELECT count(*) FROM bulwark.parked") == messages)
+
+    await until(are, "all messages are parked")
+
+
+async def all_taken_in(stage: Stage, messages: int) -> None:
+    """Each as a job, or parked and not a job yet."""
+    query = (
+        "SELECT (SELECT count(*) FROM bulwark.job)"
+        " + (SELECT count(*) FROM bulwark.parked WHERE job_id IS NULL)"
+    )
+
+    async def are() -> bool:
+        return bool(await stage.value(query) == messages)
+
+    await until(are, "all messages are taken in")
 
 
 async def test_beside_a_worker_that_does_not_know_them_jobs_do_not_wait_for_minutes(

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.compose.stack import build_image
-from worker.testing.containers import ContainerError, require_engine
+from worker.testing.containers import require_engine
+from worker.testing.errors import ContainerError
 
 FACTS = pytest.StashKey[list[str]]()
 

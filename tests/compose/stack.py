@@ -22,6 +22,7 @@ ODD_PASSWORD = "p@ss/w%41 :'\"$x#?&\\"
 KILLER_LIVES_S = "3600"
 NO_ENV_FILE = ("--env-file", str(ROOT / "tests" / "compose" / "empty.env"))
 """The checkout's own .env is for those who use it."""
+OF_STORES = ("AWS_", "GOOGLE_", "AZURE_")
 _UP_TIMEOUT_S = 300.0
 
 
@@ -35,7 +36,8 @@ class Stack:
     def __init__(self, **settings: str) -> None:
         self.project = f"bulwark-smoke-{secrets.token_hex(4)}"
         self.password = ODD_PASSWORD + secrets.token_hex(4)
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("BULWARK_")}
+        not_mine = ("BULWARK_", *OF_STORES)
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(not_mine)}
         self._last_database_url = "postgresql://127.0.0.1:1/none"
         self._env = kept | {
             "POSTGRES_PASSWORD": self.password,

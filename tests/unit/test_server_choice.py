@@ -53,6 +53,16 @@ def test_given_servers_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BULWARK_TEST_SERVERS", "docker", "BULWARK_TEST_SERVERS: .*'embedded', 'containers'"),
         ("BULWARK_TEST_SERVER", "url", "BULWARK_TEST_SERVER is not a setting: did you mean"),
         ("BULWARK_TEST_REDIS_URL", "http://geheim", "BULWARK_TEST_REDIS_URL: its scheme is 'http'"),
+        (
+            "BULWARK_TEST_REDIS_URL",
+            "redis+sentinel://:geheim@one,two/main/0",
+            "^BULWARK_TEST_REDIS_URL: .* not behind Sentinel; name its master's address.$",
+        ),
+        (
+            "BULWARK_TEST_REDIS_URL",
+            "rediss+sentinel://:geheim@one/main/0",
+            "^BULWARK_TEST_REDIS_URL: .* not behind Sentinel; name its master's address.$",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_told_with_its_variable(

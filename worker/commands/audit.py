@@ -16,7 +16,7 @@ from worker.accepted import enqueue_job
 from worker.arguments import AsJson, JobOptions, Limit, as_parameters, told
 from worker.audit_display import parse_heads, show_verification
 from worker.audit_verification import verify as verify_audit
-from worker.command_group import quiet_settings
+from worker.command_group import ListingGroup, quiet_settings
 from worker.connection import open_ledger
 from worker.display import say
 from worker.exit_codes import BadInput, ExitCode, first_problem
@@ -28,7 +28,7 @@ OneJob = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only wh
 
 
 def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(invoke_without_command=True)
+    group = typer.Typer(cls=ListingGroup, invoke_without_command=True)
     group.callback()(audit)
     for command in (export, seal, verify):
         group.command()(command)

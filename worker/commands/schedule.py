@@ -14,7 +14,7 @@ from jobs._producer import Enqueued, new_job_id
 from worker import listings
 from worker.accepted import follow_job, tell_accepted
 from worker.arguments import AsJson, Follow, login_name
-from worker.command_group import quiet_settings
+from worker.command_group import ListingGroup, quiet_settings
 from worker.connection import open_ledger, open_producer
 from worker.exit_codes import BadInput
 from worker.schedule import plan_schedules
@@ -30,7 +30,7 @@ Actor = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    group = typer.Typer(invoke_without_command=True)
+    group = typer.Typer(cls=ListingGroup, invoke_without_command=True)
     group.callback()(schedule)
     group.command()(run)
     app.add_typer(group, name="schedule")

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.addresses import PostgresUrl, RedisUrl
+from worker.sentinel import SENTINEL_SCHEMES
 from worker.settings import (
     TEST_PREFIX,
     SettingsError,
@@ -52,6 +53,15 @@ def choose_servers() -> ServerChoice:
             f"{TEST_PREFIX}SERVERS=url needs {TEST_PREFIX}DATABASE_URL, where databases are made, "
             f"and {TEST_PREFIX}REDIS_URL, whose databases are emptied: set both."
         )
+    if choice.redis_url is not None and _is_behind_sentinel(choice.redis_url.get_secret_value()):
+        problems.append(
+            f"{TEST_PREFIX}REDIS_URL: tests empty databases of a Redis that they reach by itself, "
+            "not behind Sentinel; name its master's address."
+        )
     if problems:
         raise SettingsError(problems)
     return choice
+
+
+def _is_behind_sentinel(url: str) -> bool:
+    return url.startswith(tuple(f"{scheme}://" for scheme in SENTINEL_SCHEMES))

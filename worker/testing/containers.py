@@ -22,6 +22,7 @@ from worker.embedded import EmbeddedValkey, free_port
 from worker.embedded.postgres import FORGETFUL_SETTINGS, SETTINGS, STOP_SIGNALS, StopMode
 from worker.testing.beside import Beside
 from worker.testing.choice import ServerChoice
+from worker.testing.errors import ContainerError
 
 REDIS_DATABASES = EmbeddedValkey.databases
 _REDIS_SERVER = (
@@ -34,10 +35,6 @@ _STOP_TIMEOUT_S = 30
 _POLL_S = 0.05
 _LOG_LINES = 10
 _LOOPBACK = ("localhost", "127.0.0.1")
-
-
-class ContainerError(Exception):
-    """A server cannot be started in a container."""
 
 
 def require_engine() -> None:

@@ -14,12 +14,9 @@ from db.retry import DATABASE_ERRORS, describe
 from worker.settings import TEST_PREFIX
 from worker.testing.beside import Beside
 from worker.testing.choice import ServerChoice, Source
+from worker.testing.errors import ServersUnfit
 
 USUAL_REDIS_DATABASES = 16
-
-
-class ServersUnfit(Exception):
-    """The servers that were given cannot be used for tests."""
 
 
 class RedisDatabases:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from db.ledger import parked
 from db.ledger.parked import Reason
-from db.transaction import look, transaction
+from db.transaction import brief, look
 from jobs._adoption import adopt_message
 from jobs._discovery import Jobs
 from jobs._errors import Unadoptable
@@ -57,7 +57,7 @@ async def _adopt(
             for message in await parked.take_named(session, numbers)
         ]
 
-    outcomes = await transaction(sessions, work, name="message.adopt", receipted=True)
+    outcomes = await brief(sessions, work, name="message.adopt")
     _tell(outcomes)
     return any(one.reason is not Reason.UNKNOWN_JOB for one in outcomes)
 

@@ -82,6 +82,7 @@ class Executor:
         """Give back what still runs, and take nothing more; a second call does nothing."""
         if not self._stopping:
             self._stopping = True
+            self._call_turned_away()
             for task in self._deliveries:
                 task.cancel()
 
@@ -126,8 +127,10 @@ class Executor:
         if await self._waits_for_solitude(job_id):
             async with self.solitude.alone() as alone:
                 if alone:
-                    await self._claim_and_run(job_id, alone=True)
-                    self._call_turned_away()
+                    try:
+                        await self._claim_and_run(job_id, alone=True)
+                    finally:
+                        self._call_turned_away()
                 else:
                     self._turned_away.add(job_id)
 

@@ -426,6 +426,42 @@ async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_
     assert executor.unclaimed == {states["queued"]}, "it is rung again, now that there is room"
 
 
+async def test_suspects_that_came_in_vain_are_rung_again_when_the_worker_stops(
+    stage: Stage, own_jobs: OwnJobs
+) -> None:
+    executor = await own_jobs.bench.register()
+    ids = {note: await own_jobs.accept(note) for note in ("before", "first", "second")}
+    await stage.value(
+        "UPDATE bulwark.job SET crashes = 2 WHERE id = ANY($1)", [ids["first"], ids["second"]]
+    )
+    before = asyncio.create_task(executor.deliver(ids["before"]))
+    await own_jobs.running["before"].wait()
+    suspects = [asyncio.create_task(executor.deliver(ids[note])) for note in ("first", "second")]
+    await asyncio.wait(suspects, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    executor.stop()
+    await asyncio.gather(before, *suspects, return_exceptions=True)
+    assert executor.unclaimed == set(ids.values())
+
+
+async def test_suspects_that_came_in_vain_are_rung_again_when_one_gives_itself_back(
+    stage: Stage, bench: Bench
+) -> None:
+    executor = await bench.register()
+    first = await accept(bench, ActOut(gate=True))
+    ids = [await accept(bench, WriteNotes(chunks=2)) for _ in range(2)]
+    await stage.value("UPDATE bulwark.job SET crashes = 2 WHERE id = ANY($1)", ids)
+    await stage.close_gate()
+    before = asyncio.create_task(executor.deliver(first))
+    await stage.somebody_at_gate()
+    suspects = [asyncio.create_task(executor.deliver(one)) for one in ids]
+    await asyncio.wait(suspects, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    executor.stop_at_chunks()
+    await stage.open_gate()
+    await asyncio.gather(before, *suspects)
+    assert await stage.notes() == ["done"]
+    assert executor.unclaimed == set(ids)
+
+
 async def _true(value: bool) -> bool:
     return value
 

@@ -26,6 +26,10 @@ class Cut(Enum):
     SILENCE = "the server has answered, nobody hears it, and the connection stays open at both ends"
 
 
+BREAKS = (Cut.QUESTION, Cut.ANSWER, Cut.CLIENT)
+"""Those that end the connection, so that nobody has to wait for a time limit."""
+
+
 class Proxy(Carrier):
     """Forwards to PostgreSQL, and cuts where it has been told to."""
 

@@ -20,7 +20,7 @@ from db.transaction import transaction
 from jobs._discovery import discover_jobs
 from jobs._producer import new_job_id
 from tests.inprocess import Bench
-from tests.proxy import Cut, proxied
+from tests.proxy import BREAKS, Cut, proxied
 from tests.sample_jobs.act_out import BAD_ROWS
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
@@ -363,7 +363,7 @@ async def test_a_claim_of_many_whose_answer_was_lost_is_found_again(
     assert await sizes(stage, job_ids) == {20: 20}
 
 
-@pytest.mark.parametrize("cut", list(Cut))
+@pytest.mark.parametrize("cut", BREAKS)
 async def test_a_commit_of_many_without_an_answer_is_settled_exactly_once(
     stage: Stage, database_url: str, cut: Cut
 ) -> None:

@@ -16,7 +16,7 @@ from db.ledger.cancellation import cancel
 from db.transaction import transaction
 from jobs._discovery import discover_jobs
 from tests.inprocess import Bench
-from tests.proxy import Cut, proxied
+from tests.proxy import BREAKS, Cut, proxied
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from worker.cancelling import Canceller
@@ -191,7 +191,7 @@ async def test_a_cancelled_batch_still_obeys_the_time_limits_of_its_jobs(
     assert await ends(stage, job_ids) == [("queued", "timed_out", 1), CANCELLED]
 
 
-@pytest.mark.parametrize("cut", list(Cut))
+@pytest.mark.parametrize("cut", BREAKS)
 async def test_a_commit_without_an_answer_counts_for_jobs_that_are_cancelled_then(
     stage: Stage, bench: Bench, database_url: str, cut: Cut
 ) -> None:

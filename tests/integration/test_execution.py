@@ -24,7 +24,7 @@ from jobs._producer import new_job_id
 from jobs._run import ChunkedRun
 from tests.inprocess import Bench
 from tests.own_servers import own_postgres
-from tests.proxy import Cut, proxied
+from tests.proxy import BREAKS, Cut, proxied
 from tests.sample_jobs.act_out import ADD_NOTE, BAD_ROWS, ActOut, Deed
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
@@ -481,7 +481,7 @@ async def test_a_claim_whose_answer_was_lost_is_found_again(
 BESIDES = {"transaction.replayed", "job.raised", "chunk.committed"}
 
 
-@pytest.mark.parametrize("cut", list(Cut))
+@pytest.mark.parametrize("cut", BREAKS)
 @pytest.mark.parametrize(
     ("payload", "commits", "end", "told", "notes"),
     [

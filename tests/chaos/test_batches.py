@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 import redis
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs._bell import queue_key
@@ -15,6 +16,7 @@ from jobs._producer import Producer
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
 from tests.workers import Start, environment, until
+from worker.mark import MARK_LEASE_S, mark_key
 
 QUICK = {
     "job_modules": ",".join(SAMPLE_JOBS),
@@ -50,6 +52,18 @@ async def all_end(stage: Stage, number: int) -> None:
 
 async def ends(stage: Stage, job_ids: Sequence[UUID]) -> Counter[tuple[str, Any, int]]:
     return Counter([await stage.ended_as(job_id) for job_id in job_ids])
+
+
+async def let_redis_be_known(env: dict[str, str], start: Start) -> None:
+    """Later workers do not ring all jobs again: whom that keeps locked is done alone."""
+    first = start(env)
+
+    async def is_marked() -> bool:
+        async with Redis.from_url(env["BULWARK_REDIS_URL"]) as client:
+            return bool(await client.ttl(await mark_key(client)) > MARK_LEASE_S)
+
+    await until(is_marked, "the relay has marked Redis for good")
+    assert first.terminate() == 0
 
 
 SUCCEEDED = ("succeeded", None, 0)
@@ -94,6 +108,7 @@ async def test_one_poisonous_job_among_fifty_is_found_and_the_others_are_done_on
 async def test_a_worker_told_to_stop_in_a_batch_gives_it_back_and_ends_in_order(
     stage: Stage, producer: Producer, quick: dict[str, str], start: Start
 ) -> None:
+    await let_redis_be_known(quick, start)
     payloads = [TakeDown(note=f"{at}", gate=at == 0) for at in range(20)]
     await stage.close_gate()
     job_ids = await accept(producer, payloads)

@@ -404,9 +404,10 @@ async def test_a_busy_worker_does_not_stay_closed_for_a_suspect_that_another_run
     assert sorted(await stage.notes()) == ["after", "long", "suspect"]
 
 
-async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_once(
+async def two_suspects_behind_another(
     stage: Stage, own_jobs: OwnJobs
-) -> None:
+) -> tuple[Executor, dict[str, UUID], list[asyncio.Task[None]]]:
+    """A job that runs, one suspect that waits for its end, and one that has given up."""
     executor = await own_jobs.bench.register()
     ids = {note: await own_jobs.accept(note) for note in ("before", "first", "second")}
     await stage.value(
@@ -417,10 +418,17 @@ async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_
     suspects = [asyncio.create_task(executor.deliver(ids[note])) for note in ("first", "second")]
     done, waiting = await asyncio.wait(suspects, timeout=10, return_when=asyncio.FIRST_COMPLETED)
     assert (len(done), len(waiting)) == (1, 1)
+    return executor, ids, [before, *suspects]
+
+
+async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_once(
+    stage: Stage, own_jobs: OwnJobs
+) -> None:
+    executor, ids, deliveries = await two_suspects_behind_another(stage, own_jobs)
     own_jobs.may_end["before"].set()
     for note in ("first", "second"):
         own_jobs.may_end[note].set()
-    await asyncio.gather(before, *suspects)
+    await asyncio.gather(*deliveries)
     states = {(await stage.row(ids[note]))["state"]: ids[note] for note in ("first", "second")}
     assert sorted(states) == ["queued", "succeeded"]
     assert executor.unclaimed == {states["queued"]}, "it is rung again, now that there is room"
@@ -429,17 +437,9 @@ async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_
 async def test_suspects_that_came_in_vain_are_rung_again_when_the_worker_stops(
     stage: Stage, own_jobs: OwnJobs
 ) -> None:
-    executor = await own_jobs.bench.register()
-    ids = {note: await own_jobs.accept(note) for note in ("before", "first", "second")}
-    await stage.value(
-        "UPDATE bulwark.job SET crashes = 2 WHERE id = ANY($1)", [ids["first"], ids["second"]]
-    )
-    before = asyncio.create_task(executor.deliver(ids["before"]))
-    await own_jobs.running["before"].wait()
-    suspects = [asyncio.create_task(executor.deliver(ids[note])) for note in ("first", "second")]
-    await asyncio.wait(suspects, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    executor, ids, deliveries = await two_suspects_behind_another(stage, own_jobs)
     executor.stop()
-    await asyncio.gather(before, *suspects, return_exceptions=True)
+    await asyncio.gather(*deliveries, return_exceptions=True)
     assert executor.unclaimed == set(ids.values())
 
 

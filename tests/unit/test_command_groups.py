@@ -13,7 +13,8 @@ NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 
 def misplaced() -> Iterator[tuple[str, str, str, str]]:
     """Each option of each group before each of its subcommands, and what has to be said."""
-    for name, group in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+    for name, group in commands.items():
         for subcommand, command in getattr(group, "commands", {}).items():
             theirs = {name for own in command.params for name in own.opts}
             for option in group.params:

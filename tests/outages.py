@@ -1,16 +1,21 @@
 """Having all connections that PostgreSQL gives, and asking again until it takes something."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 
 from db.retry import DATABASE_ERRORS, Fault, classify
 from tests.stage import connected
 
-_OURS = """
-    FROM pg_stat_activity
-   WHERE starts_with(application_name, 'bulwark ') OR application_name = 'producer'
+_OURS = "(starts_with(application_name, 'bulwark ') OR application_name = 'producer')"
+# A session that still starts has not said yet whose it is, so that it counts as no one's.
+_TAKEN = f"""
+    SELECT count(*) = current_setting('max_connections')::integer
+      FROM pg_stat_activity
+     WHERE backend_type = 'client backend'
+       AND state IN ('active', 'idle', 'idle in transaction')
+       AND NOT {_OURS}
 """
 
 
@@ -30,11 +35,10 @@ async def all_connections_taken(url: str) -> AsyncIterator[None]:
     """Leave none to workers and the producer `producer` while the block lasts; not even theirs."""
     async with AsyncExitStack() as stack:
         eye = await stack.enter_async_context(connected(url))
-        left = True
-        while left:
-            await eye.execute(f"SELECT pg_terminate_backend(pid) {_OURS}")
-            try:
+        while not await eye.fetchval(_TAKEN):
+            await eye.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS}"
+            )
+            with suppress(asyncpg.TooManyConnectionsError):
                 await stack.enter_async_context(connected(url))
-            except asyncpg.TooManyConnectionsError:
-                left = bool(await eye.fetchval(f"SELECT count(*) {_OURS}"))
         yield

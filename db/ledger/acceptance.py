@@ -26,9 +26,12 @@ _NAMES = ", ".join(_COLUMNS)
 # What is refused is said by the statement that refuses it: a second look might find room again.
 _INSERT = sa.text(
     f"""
-    WITH new AS MATERIALIZED (
-        SELECT given.* FROM unnest({", ".join(f":{name}" for name in _COLUMNS)}) AS given ({_NAMES})
-         WHERE NOT EXISTS (SELECT FROM bulwark.job WHERE job.id = given.id)
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest({", ".join(f":{name}" for name in _COLUMNS)}) AS given ({_NAMES})
+    ), known AS MATERIALIZED (
+        SELECT job.* FROM given JOIN bulwark.job USING (id)
+    ), new AS MATERIALIZED (
+        SELECT * FROM given WHERE NOT EXISTS (SELECT FROM known WHERE known.id = given.id)
     ), too_deep AS MATERIALIZED (
         SELECT * FROM (
             SELECT queue, allowed.most, jobs,
@@ -49,9 +52,13 @@ _INSERT = sa.text(
          ORDER BY new.id
         ON CONFLICT (id) DO NOTHING
         RETURNING id, ring, kind, queue, priority
+    ), rung AS (
+        SELECT * FROM written
+         UNION ALL
+        SELECT id, ring, kind, queue, priority FROM known WHERE :rung AND state = 'queued'
     )
     SELECT id AS job_id, ring AS number, kind, queue, priority, NULL AS waiting, NULL AS most
-      FROM written
+      FROM rung
      UNION ALL
     SELECT NULL, NULL, NULL, queue, NULL, waiting, most FROM too_deep
     """
@@ -75,10 +82,11 @@ async def insert_jobs(
     """Write new jobs in one statement and return the rings that are due.
 
     Each row has an `id` made by the caller, and its payload as JSON text; a row whose id is
-    already there is left as it is, and counts for nothing. When the caller has a bell (`rung`), the
-    relay rings only what was not heard; otherwise it rings as soon as the job is due. Raises
-    QueueTooDeep, with none written. Producers that ask at the same time do not see each other's
-    jobs: a limit is exceeded by what they are just accepting.
+    already there is left as it is and rung again, as its ring may be lost with the answer to its
+    COMMIT. When the caller has a bell (`rung`), the relay rings only what was not heard; otherwise
+    it rings as soon as the job is due. Raises QueueTooDeep, with none written. Producers that ask
+    at the same time do not see each other's jobs: a limit is exceeded by what they are just
+    accepting.
     """
     values = {name: [row[name] for row in rows] for name in _COLUMNS}
     given = {"run_at": run_at, "rung": rung, "again": RING_AGAIN, "heeds_depth": heeds_depth}

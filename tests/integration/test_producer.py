@@ -653,3 +653,4 @@ async def test_a_cut_around_the_commit_ends_in_one_job(
         assert proxy.cuts == [cut]
     assert accepted.created
     assert [row.id for row in await shop.rows()] == [accepted.job_id]
+    assert await shop.rung() == [accepted.job_id]

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 import structlog
 from arq.connections import ArqRedis
+from hypothesis import HealthCheck, settings
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -30,9 +31,14 @@ from worker.testing.databases import Database
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what tests start: a shell has it ignored by what runs in the background."""
+    """Let Ctrl-C reach what tests start, and let none fail for its pace."""
+    # A shell has it ignored by what runs in the background.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A machine may stand still for seconds; and the inputs of a test share its database.
+    unhealthy = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("untimed", deadline=None, suppress_health_check=unhealthy)
+    settings.load_profile("untimed")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -44,7 +44,6 @@ def fuzzed(inputs: int) -> Callable[[Any], Any]:
         max_examples=inputs * max(1, TIMES),
         derandomize=not TIMES,
         database=None,
-        deadline=None,
         print_blob=True,
         phases=[Phase.explicit, Phase.generate],  # an input takes servers: slow to shrink
         suppress_health_check=list(HealthCheck),

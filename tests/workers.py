@@ -13,6 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from redis.asyncio import Redis
+
+from worker.mark import MARK_LEASE_S, mark_key
+
 ROOT = Path(__file__).parents[1]
 _RUN = "from worker.main import run_worker; from worker.settings import load_settings; "
 NO_SEALING = '{"audit_sealing": {"enabled": false}}'
@@ -131,3 +135,15 @@ async def until(
             return answer
         assert time.monotonic() < deadline_s, f"within {timeout_s} s it was not seen that {what}"
         await asyncio.sleep(0.01)  # the pause between two questions, not a wait for an effect
+
+
+async def let_redis_be_known(env: dict[str, str], start: Start) -> None:
+    """Later workers do not ring all jobs again: whom that keeps locked is done alone."""
+    first = start(env)
+
+    async def is_marked() -> bool:
+        async with Redis.from_url(env["BULWARK_REDIS_URL"]) as client:
+            return bool(await client.ttl(await mark_key(client)) > MARK_LEASE_S)
+
+    await until(is_marked, "the relay has marked Redis for good")
+    assert first.terminate() == 0

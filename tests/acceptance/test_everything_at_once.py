@@ -274,7 +274,6 @@ def test_eight_clients_keep_the_books_right(machine: type[Books]) -> None:
         settings=settings(
             max_examples=5,
             stateful_step_count=100,
-            deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),

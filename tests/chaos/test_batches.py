@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 import redis
-from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from jobs._bell import queue_key
@@ -15,8 +14,7 @@ from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import Start, environment, until
-from worker.mark import MARK_LEASE_S, mark_key
+from tests.workers import Start, environment, let_redis_be_known, until
 
 QUICK = {
     "job_modules": ",".join(SAMPLE_JOBS),
@@ -52,18 +50,6 @@ async def all_end(stage: Stage, number: int) -> None:
 
 async def ends(stage: Stage, job_ids: Sequence[UUID]) -> Counter[tuple[str, Any, int]]:
     return Counter([await stage.ended_as(job_id) for job_id in job_ids])
-
-
-async def let_redis_be_known(env: dict[str, str], start: Start) -> None:
-    """Later workers do not ring all jobs again: whom that keeps locked is done alone."""
-    first = start(env)
-
-    async def is_marked() -> bool:
-        async with Redis.from_url(env["BULWARK_REDIS_URL"]) as client:
-            return bool(await client.ttl(await mark_key(client)) > MARK_LEASE_S)
-
-    await until(is_marked, "the relay has marked Redis for good")
-    assert first.terminate() == 0
 
 
 SUCCEEDED = ("succeeded", None, 0)

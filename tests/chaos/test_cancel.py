@@ -21,7 +21,7 @@ from tests.sample_jobs.act_out import GATE, ActOut
 from tests.sample_jobs.take_down import TakeDown
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import Start, WorkerProcess, environment, until
+from tests.workers import Start, WorkerProcess, environment, let_redis_be_known, until
 
 QUICK = {"job_modules": ",".join(SAMPLE_JOBS), "relay_interval_s": "0.1", "log_format": "json"}
 NAMES = [f"team {number}" for number in range(1, 11)]
@@ -46,6 +46,9 @@ class Scene:
 
     def worker(self) -> WorkerProcess:
         return self._start(self._env)
+
+    async def let_redis_be_known(self) -> None:
+        await let_redis_be_known(self._env, self._start)
 
     async def accept(self, payload: Payload) -> UUID:
         return (await self.producer.enqueue(payload)).job_id
@@ -215,6 +218,7 @@ async def test_a_job_in_a_batch_is_stopped_at_once_and_the_others_do_their_work_
     scene: Scene,
 ) -> None:
     orders = [TakeDown(note="a"), TakeDown(note="b", then="hang_together"), TakeDown(note="c")]
+    await scene.let_redis_be_known()
     accepted = await scene.producer.enqueue_many(orders, timeout_s=600)
     first, second, third = [one.job_id for one in accepted]
     worker = scene.worker()

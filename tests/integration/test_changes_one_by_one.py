@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -137,9 +137,7 @@ async def content(connection: asyncpg.Connection, table: str) -> list[Row]:
 
 @settings(
     max_examples=30,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(asked=updates(), chunk_rows=st.sampled_from([1, 3, 100]))
 async def test_patches_end_as_one_by_one(
@@ -170,9 +168,7 @@ async def test_patches_end_as_one_by_one(
 
 @settings(
     max_examples=12,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     keys=st.lists(st.integers(1, HEROES + 1), min_size=1, max_size=8),

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -196,9 +196,7 @@ async def _audited(connection: asyncpg.Connection, bench: Bench, job_id: UUID) -
 
 slow_is_fine = settings(
     max_examples=60,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example is a job: slow to shrink
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

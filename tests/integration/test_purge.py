@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jobs.purge_deleted_rows import PurgeDeletedRows
@@ -216,9 +216,7 @@ def removable(rows: Rows, days: dict[str, int]) -> dict[str, set[int]]:
 
 @settings(
     max_examples=25,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     chance=st.randoms(use_true_random=False, note_method_calls=False),

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from sqlalchemy import event
@@ -373,9 +373,7 @@ def number_of(row: BaseModel) -> int:
 )
 @settings(
     max_examples=40,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example is many statements
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(first=st.sets(st.integers(0, 19)), steps=steps)
 async def test_pages_give_each_row_once_while_others_come_and_go(

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from structlog.testing import capture_logs
@@ -179,8 +179,6 @@ async def test_a_clock_that_is_put_back_fires_no_slot_again(post: Post) -> None:
 
 @settings(
     max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a database: no shrink
 )
 @given(rounds=st.lists(st.lists(st.integers(0, 20), min_size=2, max_size=6), max_size=4))

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from jobs._input import InPlace
@@ -280,9 +280,7 @@ lines = st.builds(
 
 @settings(
     max_examples=12,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example is two jobs
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rows=st.lists(lines, min_size=10, max_size=30), chunk_rows=st.integers(1, 12))
 async def test_a_window_in_chunks_ends_as_one_by_one(

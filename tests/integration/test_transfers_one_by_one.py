@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -205,9 +205,7 @@ asked = st.tuples(
 
 @settings(
     max_examples=80,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example is many transactions
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=st.lists(asked, min_size=4, max_size=12))
 async def test_many_orders_in_one_transaction_end_as_each_in_its_own(

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -524,9 +524,7 @@ async def _undone(connection: asyncpg.Connection, kind: Kind, before: Sequence[R
 def examples(number: int) -> settings:
     return settings(
         max_examples=number,
-        deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example is a job
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 

@@ -135,7 +135,6 @@ def written(rows: list[list[str]], line_end: str, quoting: Literal[0, 1]) -> byt
     return stream.getvalue().encode()
 
 
-@settings(deadline=None)
 @given(tables, line_ends, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.integers(1, 50))
 def test_tables_come_out_as_the_csv_module_reads_them_and_raw_bytes_add_up_to_the_input(
     table: list[list[str]], line_end: str, quoting: Literal[0, 1], block_bytes: int
@@ -150,7 +149,6 @@ def test_tables_come_out_as_the_csv_module_reads_them_and_raw_bytes_add_up_to_th
     assert all(record.fault is None for record in found)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text('ab,"', max_size=6), max_size=4), line_ends)
 def test_the_parser_for_large_values_does_what_the_csv_module_does(
     lines: list[str], line_end: str
@@ -206,7 +204,7 @@ def model(body: bytes, limit_bytes: int) -> list[Expected]:
 COUNTS = {"too_few_fields", "too_many_fields", "repeated_header"}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text('ab,,""\r\n\né', max_size=60), st.integers(1, 40), st.integers(8, 30))
 def test_any_text_gives_the_rows_of_the_model_wherever_the_blocks_are_cut(
     text: str, block_bytes: int, limit_bytes: int
@@ -283,7 +281,7 @@ noise = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(noise, st.integers(1, 5), st.integers(1, 40), st.integers(1, 30), st.integers(8, 30))
 def test_a_restart_after_any_chunk_gives_the_chunks_of_an_uninterrupted_read(
     body: bytes, max_rows: int, max_bytes: int, block_bytes: int, limit_bytes: int
@@ -305,7 +303,6 @@ def test_a_restart_after_any_chunk_gives_the_chunks_of_an_uninterrupted_read(
         )
 
 
-@settings(deadline=None)
 @given(noise, st.integers(1, 5))
 def test_rows_do_not_depend_on_the_size_of_the_chunks(body: bytes, max_rows: int) -> None:
     data = b"x,y\n" + body

@@ -176,7 +176,7 @@ noise = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(noise, st.integers(1, 5), st.integers(1, 60), st.integers(1, 50))
 def test_a_restart_after_any_part_gives_the_parts_of_an_uninterrupted_read(
     data: bytes, max_rows: int, max_bytes: int, block_bytes: int
@@ -194,7 +194,6 @@ def test_a_restart_after_any_part_gives_the_parts_of_an_uninterrupted_read(
         assert comparable(read(part.start)) == comparable(whole[index:])
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.dictionaries(

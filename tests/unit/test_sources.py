@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from backports import zstd
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs._errors import InputError
@@ -359,7 +359,6 @@ def test_closing_gives_the_file_back_and_may_be_repeated(tmp_path: Path) -> None
 # Spooling
 
 
-@settings(deadline=None)
 @given(st.binary(), st.sampled_from(["none", "gzip", "zstd"]))
 def test_a_packed_part_unpacks_to_itself(raw: bytes, compression: Compression) -> None:
     assert unpack_part(pack_part(raw, compression)) == raw

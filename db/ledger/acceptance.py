@@ -29,7 +29,8 @@ _INSERT = sa.text(
     WITH given AS MATERIALIZED (
         SELECT * FROM unnest({", ".join(f":{name}" for name in _COLUMNS)}) AS given ({_NAMES})
     ), known AS MATERIALIZED (
-        SELECT job.* FROM given JOIN bulwark.job USING (id)
+        SELECT job.id, job.ring, job.kind, job.queue, job.priority, job.state
+          FROM given JOIN bulwark.job USING (id)
     ), new AS MATERIALIZED (
         SELECT * FROM given WHERE NOT EXISTS (SELECT FROM known WHERE known.id = given.id)
     ), too_deep AS MATERIALIZED (

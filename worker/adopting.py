@@ -1,5 +1,6 @@
 """Parked messages become jobs once a worker is there that knows their kind."""
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,9 +15,11 @@ from db.transaction import brief, look
 from jobs._adoption import adopt_message
 from jobs._discovery import Jobs
 from jobs._errors import Unadoptable
+from jobs._producer import MAX_PAYLOAD_BYTES
 
 BATCH = 20
-"""Of messages that may be large, since the payload of an unknown job is not looked at."""
+MAX_MESSAGE_BYTES = 8 * MAX_PAYLOAD_BYTES
+"""Larger ones are not even read: JSON takes six bytes at most for one of the payload's."""
 log = structlog.get_logger("bulwark.adopting")
 
 
@@ -32,18 +35,24 @@ class _Outcome:
 
 
 async def adopt_known(
-    sessions: async_sessionmaker[AsyncSession], jobs: Jobs, queues: Collection[str]
-) -> None:
+    sessions: async_sessionmaker[AsyncSession],
+    jobs: Jobs,
+    queues: Collection[str],
+    within_s: float,
+) -> bool:
     """Make jobs, which a relay rings, of what was parked by workers that did not know its kind.
 
     Of any number of workers that do so at once one takes each message. A message that is no job
-    for another reason stays parked with that one.
+    for another reason stays parked with that one. Begins no batch once the time is over; tells
+    whether some may be left.
     """
-    kinds = [*jobs]
+    kinds, ends_s = [*jobs], time.monotonic() + within_s
     while True:
         numbers = await look(sessions, lambda s: parked.named(s, kinds, queues, BATCH))
         if not numbers or not await _adopt(sessions, jobs, numbers):
-            return
+            return False
+        if time.monotonic() > ends_s:
+            return True
 
 
 async def _adopt(
@@ -69,9 +78,12 @@ async def _adopt_one(
     queue: str,
     arq_id: str,
     kind: str,
-    message: bytes | None,
+    size: int,
 ) -> _Outcome:
     try:
+        if size > MAX_MESSAGE_BYTES:
+            raise Unadoptable(Reason.TOO_LARGE, kind)
+        message = await parked.content_of(session, number)
         async with session.begin_nested():  # PostgreSQL may refuse the payload
             job_id = await adopt_message(session, jobs, queue, arq_id, message, timedelta(0))
     except Unadoptable as error:

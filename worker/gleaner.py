@@ -23,6 +23,8 @@ PAGE = 1000
 GLEAN_INTERVAL_S = 2.0
 LOOK_INTERVAL_S = 10.0
 """Where all live workers know all kinds: how late, at most, it is noticed that one does not."""
+ADOPT_FOR_S = 1.0
+"""How long jobs that nobody hears wait for parked messages, at a time."""
 _FIRST = UUID(int=0)
 log = structlog.get_logger("bulwark.gleaner")
 
@@ -62,6 +64,8 @@ class Gleaner:
             try:
                 if not await self.glean():
                     wait_s = LOOK_INTERVAL_S
+                if await self.adopt():
+                    wait_s = 0.0
             except (RedisError, *DATABASE_ERRORS) as error:
                 self._outage.fail(describe(error))
             else:
@@ -78,7 +82,6 @@ class Gleaner:
     async def glean(self) -> bool:
         """Go through the queue once, if there is anything to look for; tell whether there was."""
         self._is_asked.clear()
-        await adopt_known(self._sessions, self._jobs, self._queues)
         kinds = [*self._jobs]
         if self._has_begun:
             kinds = await look(
@@ -89,6 +92,10 @@ class Gleaner:
             after = await self._glean_page(kinds, after)
         self._has_begun = not self._is_asked.is_set()
         return bool(kinds)
+
+    async def adopt(self) -> bool:
+        """Make jobs of parked messages for a while; tell whether more of them may be left."""
+        return await adopt_known(self._sessions, self._jobs, self._queues, ADOPT_FOR_S)
 
     async def _glean_page(self, kinds: Collection[str], after: UUID) -> UUID | None:
         """Returns the last job of the page, None when no other follows."""

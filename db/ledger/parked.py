@@ -125,10 +125,14 @@ async def named(
 
 async def take_named(
     session: AsyncSession, numbers: Collection[int]
-) -> Sequence[sa.Row[int, str, str, str, bytes | None]]:
-    """Lock those of the messages that are still to be made jobs and that nobody else has locked."""
+) -> Sequence[sa.Row[int, str, str, str, int]]:
+    """Lock those of the messages that are still to be made jobs and that nobody else has locked.
+
+    Of each its number, queue, id in arq, kind, and size in bytes.
+    """
+    size = sa.func.coalesce(sa.func.length(parked.c.message), 0, type_=sa.Integer)
     query = (
-        sa.select(parked.c.id, parked.c.queue, parked.c.arq_id, parked.c.kind, parked.c.message)
+        sa.select(parked.c.id, parked.c.queue, parked.c.arq_id, parked.c.kind, size)
         .where(
             parked.c.id.in_(numbers),
             parked.c.reason == Reason.UNKNOWN_JOB,
@@ -138,6 +142,14 @@ async def take_named(
         .with_for_update(skip_locked=True)
     )
     return (await session.execute(query)).all()
+
+
+async def content_of(session: AsyncSession, parked_id: int) -> bytes | None:
+    """The message as it came; None where Redis had lost it already."""
+    content: bytes | None = await session.scalar(
+        sa.select(parked.c.message).where(parked.c.id == parked_id)
+    )
+    return content
 
 
 async def leave(session: AsyncSession, parked_id: int, reason: Reason) -> None:

@@ -73,7 +73,7 @@ _RING_PAGE_AGAIN = sa.text(
     WITH page AS (
         SELECT id FROM bulwark.job
          WHERE state = 'queued' AND id > :after AND id <= :last
-         ORDER BY id LIMIT :most FOR NO KEY UPDATE
+         ORDER BY id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
     ), changed AS (
         UPDATE bulwark.job AS job SET next_ring_at = job.run_at
           FROM page WHERE job.id = page.id
@@ -94,7 +94,8 @@ class Page:
 async def ring_page_again(session: AsyncSession, after: UUID, last: UUID, most: int) -> Page | None:
     """Make queued jobs due for a ring at their run time: the first ones from `after` to `last`.
 
-    None when there is none left.
+    One that is locked is passed over: who claims, cancels or rings it does more than a ring, and
+    if that comes to nothing its next ring is due anyway. None when there is none left.
     """
     bounds = {"after": after, "last": last, "most": most}
     found = (await session.execute(_RING_PAGE_AGAIN, bounds)).one_or_none()

@@ -1,6 +1,7 @@
 """Messages that were parked as of an unknown job wait for a worker that knows it."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from jobs import discover_jobs
 from tests.arq_side import hearing
 from tests.inprocess import Bench
 from tests.stage import SAMPLE_JOBS, Stage
+from tests.workers import until
 from worker import adopting
-from worker.adopting import adopt_known
+from worker import gleaner as gleaner_module
+from worker.adopting import MAX_MESSAGE_BYTES, adopt_known
 from worker.delivery import Delivery
-from worker.gleaner import Gleaner
+from worker.gleaner import LOOK_INTERVAL_S, Gleaner
 
 KNOWING = discover_jobs(SAMPLE_JOBS)
 NOT_KNOWING = discover_jobs()
@@ -32,7 +35,7 @@ async def heard_by_one_that_does_not_know(bench: Bench, redis_url: str, messages
 
 
 async def adopt(bench: Bench, queues: Sequence[str] = ("default",)) -> None:
-    await adopt_known(bench.sessions, KNOWING, queues)
+    assert not await adopt_known(bench.sessions, KNOWING, queues, within_s=60)
 
 
 async def still_parked(stage: Stage) -> list[tuple[Any, ...]]:
@@ -54,13 +57,15 @@ async def test_however_many_workers_know_them_each_message_becomes_one_job_that_
     async with hearing(redis_url, ["empty"]) as ear:
         gleaners = [Gleaner(bench.sessions, redis, ear, ("default",), KNOWING) for _ in range(3)]
         for one in gleaners:
-            await one.glean()  # a worker may hear of a kind long after another one has started
+            assert (
+                not await one.adopt()
+            )  # a worker may hear of a kind long after another one has started
         for n in range(30):
             await client.enqueue_job("act_out", {"note": str(n)})
         await heard_by_one_that_does_not_know(bench, redis_url, 30)
         assert await still_parked(stage) == [("act_out", "default", "unknown_job")] * 30
         with capture_logs() as logs:
-            await asyncio.gather(*(one.glean() for one in gleaners))
+            await asyncio.gather(*(one.adopt() for one in gleaners))
     assert await still_parked(stage) == []
     assert await stage.value("SELECT count(*) FROM bulwark.job") == 30
     made = "SELECT count(*) FROM bulwark.parked JOIN bulwark.job USING (arq_id, queue) "
@@ -86,6 +91,50 @@ async def test_a_message_that_is_no_job_for_another_reason_stays_with_that_and_h
     ]
     told = [one["reason"] for one in logs if one["event"] == "message.parked"]
     assert sorted(told) == ["bad_arguments", "unstorable"]
+    await bench.run_jobs()
+    assert await stage.notes() == ["fit"]
+
+
+async def test_parked_messages_are_adopted_a_while_at_a_time_until_none_is_left(
+    bench: Bench,
+    stage: Stage,
+    client: ArqRedis,
+    redis: ArqRedis,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adopting, "BATCH", 2)
+    monkeypatch.setattr(gleaner_module, "ADOPT_FOR_S", 0.0)
+    for n in range(20):
+        await client.enqueue_job("act_out", {"note": str(n)})
+    await heard_by_one_that_does_not_know(bench, redis_url, 20)
+    assert await adopt_known(bench.sessions, KNOWING, ("default",), within_s=0)
+    assert len(await still_parked(stage)) == 18
+
+    async def none_is_left() -> bool:
+        return await still_parked(stage) == []
+
+    async with hearing(redis_url, ["empty"]) as ear:
+        gleaner = Gleaner(bench.sessions, redis, ear, ("default",), KNOWING)
+        gleaning = asyncio.create_task(gleaner.run_forever())
+        await until(none_is_left, "all messages are jobs", LOOK_INTERVAL_S)
+        gleaning.cancel()
+    assert await stage.value("SELECT count(*) FROM bulwark.job") == 20
+
+
+async def test_a_message_larger_than_any_payload_is_not_even_read(
+    bench: Bench, stage: Stage, client: ArqRedis, redis_url: str
+) -> None:
+    note = "\N{OLD PERSIAN SIGN A}" * (MAX_MESSAGE_BYTES // 4)
+    await client.enqueue_job("act_out", {"note": note})
+    await client.enqueue_job("act_out", {"note": "fit"})
+    await heard_by_one_that_does_not_know(bench, redis_url, 2)
+    tracemalloc.start()
+    await adopt(bench)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < MAX_MESSAGE_BYTES
+    assert await still_parked(stage) == [("act_out", "default", "too_large")]
     await bench.run_jobs()
     assert await stage.notes() == ["fit"]
 

@@ -20,8 +20,8 @@ from jobs._discovery import discover_jobs
 from jobs._producer import Producer
 from tests.inprocess import Bench
 from tests.own_servers import OwnPostgres, OwnRedis, own_postgres
-from tests.sample_jobs.act_out import ActOut
-from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on, waiting_for_a_lock
+from tests.sample_jobs.act_out import GATE, ActOut
+from tests.stage import SAMPLE_JOBS, Stage, connected, stage_on
 from tests.workers import ROOT, until
 from worker import relay as relay_module
 from worker.executor import Executor
@@ -251,22 +251,32 @@ async def test_what_a_relay_that_died_owed_to_a_new_redis_is_done_by_another(
         await until_marked(redis)
 
 
+async def close_gate_before(stage: Stage, job_id: UUID) -> None:
+    """Who makes the job due waits until the gate is open."""
+    await stage.value(
+        f"""CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$"""
+    )
+    await stage.value(
+        f"""CREATE TRIGGER gate BEFORE UPDATE OF next_ring_at ON bulwark.job
+            FOR EACH ROW WHEN (NEW.id = '{job_id}') EXECUTE FUNCTION wait_at_gate()"""
+    )
+    await stage.close_gate()
+
+
 @asynccontextmanager
 async def held_up_in_the_backlog(
-    sessions: Sessions, database_url: str, relay: Relay, redis: ArqRedis, backlog: list[UUID]
+    stage: Stage, relay: Relay, redis: ArqRedis, backlog: list[UUID]
 ) -> AsyncIterator[None]:
-    """The relay runs, and waits for a job of its second page that somebody has locked."""
-    async with connected(database_url) as other:
-        holding = other.transaction()
-        await holding.start()
-        await other.execute("SELECT FROM bulwark.job WHERE id = $1 FOR UPDATE", backlog[3])
-        async with running(relay):
-            await until(lambda: waiting_for_a_lock(sessions), "the second page is held up")
-            try:
-                yield
-            finally:
-                await holding.rollback()
-            await until_marked(redis)
+    """The relay runs, and waits in the midst of its second page."""
+    await close_gate_before(stage, backlog[3])
+    async with running(relay):
+        await stage.somebody_at_gate()
+        try:
+            yield
+        finally:
+            await stage.open_gate()
+        await until_marked(redis)
 
 
 @pytest.fixture
@@ -281,16 +291,11 @@ async def backlog(
 
 
 async def test_a_backlog_whose_rings_were_lost_is_rung_page_by_page_and_what_is_due_goes_before(
-    sessions: Sessions,
-    database_url: str,
-    silent: Producer,
-    relay: Relay,
-    redis: ArqRedis,
-    backlog: list[UUID],
+    stage: Stage, silent: Producer, relay: Relay, redis: ArqRedis, backlog: list[UUID]
 ) -> None:
     fresh = (await silent.enqueue(ActOut())).job_id
     with capture_logs() as logs:
-        async with held_up_in_the_backlog(sessions, database_url, relay, redis, backlog):
+        async with held_up_in_the_backlog(stage, relay, redis, backlog):
             before = await heard(redis)
     assert sorted(before) == sorted([(fresh, 1), *((one, 2) for one in backlog[:2])])
     assert {one for one, _ in await heard(redis)} == {fresh, *backlog}
@@ -300,27 +305,37 @@ async def test_a_backlog_whose_rings_were_lost_is_rung_page_by_page_and_what_is_
 
 @pytest.mark.parametrize("another_dies", [False, True], ids=["alone", "after another that dies"])
 async def test_a_redis_that_is_emptied_while_a_backlog_is_rung_has_all_rung_once_more(
-    sessions: Sessions,
-    database_url: str,
+    stage: Stage,
     relay: Relay,
     redis: ArqRedis,
     backlog: list[UUID],
     another_dies: bool,
 ) -> None:
-    async with held_up_in_the_backlog(sessions, database_url, relay, redis, backlog):
+    async with held_up_in_the_backlog(stage, relay, redis, backlog):
         await redis.flushall()
         if another_dies:
             await redis.set(await mark_key(redis), b"another", px=1500)
     assert {one for one, _ in await heard(redis)} == {*backlog}
 
 
-async def test_what_a_relay_that_died_in_a_backlog_has_not_rung_is_left_to_the_next(
-    sessions: Sessions, database_url: str, relay: Relay, redis: ArqRedis, backlog: list[UUID]
+async def test_a_job_that_somebody_has_locked_holds_up_no_other_of_the_backlog(
+    database_url: str, silent: Producer, relay: Relay, redis: ArqRedis, backlog: list[UUID]
 ) -> None:
+    fresh = (await silent.enqueue(ActOut())).job_id
     async with connected(database_url) as other, other.transaction():
         await other.execute("SELECT FROM bulwark.job WHERE id = $1 FOR UPDATE", backlog[3])
         async with running(relay):
-            await until(lambda: waiting_for_a_lock(sessions), "the second page is held up")
+            await until_marked(redis)
+    assert {one for one, _ in await heard(redis)} == {fresh, *backlog} - {backlog[3]}
+
+
+async def test_what_a_relay_that_died_in_a_backlog_has_not_rung_is_left_to_the_next(
+    stage: Stage, sessions: Sessions, relay: Relay, redis: ArqRedis, backlog: list[UUID]
+) -> None:
+    await close_gate_before(stage, backlog[3])
+    async with running(relay):
+        await stage.somebody_at_gate()
+    await stage.open_gate()
     assert 0 < await redis.ttl(await mark_key(redis)) <= MARK_LEASE_S
     await redis.pexpire(await mark_key(redis), 1)
     async with running(Relay(sessions, redis, ("default",), 0.05, set())):

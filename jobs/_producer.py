@@ -129,7 +129,9 @@ class Producer:
         """Accept one job.
 
         With the caller's own `session` the row is part of the caller's transaction, and the ring
-        goes out when, and only when, that commits. Otherwise the job is accepted on return.
+        goes out when, and only when, that commits. Otherwise the job is accepted on return; a key
+        that an open transaction is taking is waited for, and after some tries that end as on a
+        lost connection the error is raised.
         Raises PayloadTooLarge, IdempotencyConflict, UnknownJob, QueueFull.
         """
         terms = Terms(run_at, queue, priority, attempts, timeout_s, actor, correlation_id)

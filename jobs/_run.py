@@ -43,7 +43,10 @@ class ChunkEffect:
 
 @dataclass(frozen=True)
 class ChunkedRun:
-    """One run of a chunked job under one claim; it begins no chunk once `stopping` is set."""
+    """One run of a chunked job under one claim.
+
+    Once `stopping` is set it begins no transaction, be it of one chunk or of all.
+    """
 
     claim: Claim
     sessions: async_sessionmaker[AsyncSession]

@@ -144,9 +144,9 @@ def _sum(report: JobReport) -> Iterator[Text]:
 
 def _unread(report: JobReport) -> str:
     size = "" if report.unread_bytes is None else f" ({report.unread_bytes:,} bytes)"
-    remedy = "mend what made the job fail, and import it again with --on-conflict skip"
-    if report.state == State.CANCELLED:
-        remedy = f"`bulwark retry {report.id}` goes on with it"
+    remedy = f"`bulwark retry {report.id}` goes on with it"
+    if report.state == State.FAILED:
+        remedy = f"mend what made the job fail; then {remedy}"
     return (
         f"{report.tally.rows:,} rows were read; the rest of the input{size} was not reached and "
         f"has no verdicts: {remedy}"

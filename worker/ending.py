@@ -171,10 +171,10 @@ def tried(held: Claim, reason: Reason | None, text: str) -> Ending:
     return requeued(held, reason or Reason.RETRY, "job.retried", delay, text, costs_attempt=True)
 
 
-def outlived(held: Claim, max_age: timedelta, text: str) -> Ending:
+def outlived(held: Claim, max_age: timedelta, reason: Reason | None, text: str) -> Ending:
     """Another attempt after an outage, which is not the job's fault; in time it costs one, too."""
     if timedelta(seconds=held.age_s) > max_age:
-        return tried(held, None, text)
+        return tried(held, reason, text)
     delay = timedelta(seconds=job_backoff_s(held.attempt + 1))
     return requeued(held, Reason.RETRY, "job.retried", delay, text)
 

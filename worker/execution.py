@@ -187,9 +187,10 @@ class Execution:
             if not isinstance(error, DATABASE_ERRORS) and not timed_out:
                 log.exception("job.raised", claim=str(held.claim_id))
             away = self.liveness.has_missed_since(began_s) if timed_out else is_outage(error)
+            reason = Reason.TIMED_OUT if timed_out else None
             if away:
-                return outlived(held, self.jobs[held.kind].defaults.max_age, text)
-            return tried(held, Reason.TIMED_OUT if timed_out else None, text)
+                return outlived(held, self.jobs[held.kind].defaults.max_age, reason, text)
+            return tried(held, reason, text)
         log.info("job.succeeded", claim=str(held.claim_id), outcome=outcome)
         return None
 

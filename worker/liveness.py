@@ -147,8 +147,10 @@ class Liveness:
         """Replace this process by a fresh one: its claims were taken back, nothing is left to save.
 
         The connections close with it, so PostgreSQL rolls back what was still open. A SIGTERM
-        waits until the fresh process takes its signals.
+        waits until the fresh process takes its signals, unless the main thread is just taking it.
         """
         log.error("worker.lost", worker=str(self._worker_id), remedy="this process starts anew")
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if self._retiring.is_set():
+            return
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

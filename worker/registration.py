@@ -12,7 +12,7 @@ from db import migrations
 from db.errors import NotAtHead
 from db.ledger import worker
 from db.ledger.kind import publish_kinds
-from db.transaction import transaction
+from db.transaction import brief, transaction
 from jobs._discovery import Jobs
 from jobs._kinds import described
 
@@ -29,7 +29,7 @@ async def register(
         await worker.register(session, worker_id, host, pid, queues, [*jobs])
         await publish_kinds(session, kinds)
 
-    await transaction(sessions, introduce, name="worker.register", receipted=True)
+    await brief(sessions, introduce, name="worker.register")
 
 
 async def deregister(sessions: async_sessionmaker[AsyncSession], worker_id: UUID) -> None:

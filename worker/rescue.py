@@ -149,6 +149,10 @@ class Rescue:
         self._notice_gap()
         return now_s() < self._quiet_until_s
 
+    def _require_hearing(self) -> None:
+        if self._is_quiet():
+            raise Away("nothing was heard from PostgreSQL for a while; the living beat first")
+
     async def _is_too_early(self) -> bool:
         age_s = await self._do(worker.server_age_s)
         return self._is_quiet() or age_s < self._lost_after.total_seconds()
@@ -164,13 +168,13 @@ class Rescue:
     async def _mark_lost(self, lost: LostWorker) -> None:
         async def mark(session: AsyncSession) -> bool:
             marked = await worker.mark_lost(session, lost.id, self._lost_after)
-            if self._is_quiet():
-                raise Away("nothing was heard from PostgreSQL for a while; the living beat first")
+            self._require_hearing()
             return marked
 
         try:
             marked = await self._do(mark)
         except Locked:  # mostly by a claim of its own that stands still
+            self._require_hearing()
             await self._terminate(lost.id)
             marked = await self._do(mark)
         if marked:

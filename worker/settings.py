@@ -97,9 +97,7 @@ class Settings(BaseSettings):
     pool_profile: Annotated[PoolProfile, Lowered] = Field(
         PoolProfile.MEDIUM, description="How many connections to PostgreSQL one process may hold."
     )
-    pgbouncer: bool = Field(
-        False, description="Whether PgBouncer in transaction mode stands before PostgreSQL."
-    )
+    pgbouncer: bool = Field(False, description="Whether PgBouncer stands before PostgreSQL.")
     queues: Annotated[tuple[QueueName, ...], *ManyOf, Distinct] = Field(
         ("default",), description="The queues that a worker serves."
     )

@@ -61,7 +61,8 @@ async def keep_keys(
 ) -> dict[str, Key]:
     """Take each key for its job, or say which job has it; an expired key is free again.
 
-    Waits for a transaction that is just taking the same key. The keys must differ.
+    Waits for a transaction that is just taking the same key, for as long as the caller lets it.
+    The keys must differ.
     """
     columns = {name: [getattr(one, name) for one in wanted] for name in ("key", "job_id", "digest")}
     await session.execute(_KEEP, {**columns, "retention": retention})

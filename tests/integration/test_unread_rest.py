@@ -70,6 +70,7 @@ async def is_open_behind_the_first_chunk(cli: Cli, job_id: UUID) -> None:
     assert "1 + 1 = 2: the rows read are accounted for" in shown
     left = f"the rest of the input ({unread_bytes(document)} bytes)"
     assert f"2 rows were read; {left} {UNREAD}" in shown
+    assert f"`bulwark retry {job_id}` goes on with it" in shown
     rejects = await asyncio.to_thread(cli, "rejects", str(job_id), "--json")
     assert [json.loads(line)["row"] for line in rejects.stdout.splitlines()] == [2]
 

@@ -18,7 +18,7 @@ from worker import adopting
 from worker import gleaner as gleaner_module
 from worker.adopting import MAX_MESSAGE_BYTES, adopt_known
 from worker.delivery import Delivery
-from worker.gleaner import LOOK_INTERVAL_S, Gleaner
+from worker.gleaner import Gleaner
 
 KNOWING = discover_jobs(SAMPLE_JOBS)
 NOT_KNOWING = discover_jobs()
@@ -105,6 +105,8 @@ async def test_parked_messages_are_adopted_a_while_at_a_time_until_none_is_left(
 ) -> None:
     monkeypatch.setattr(adopting, "BATCH", 2)
     monkeypatch.setattr(gleaner_module, "ADOPT_FOR_S", 0.0)
+    for name in ("GLEAN_INTERVAL_S", "LOOK_INTERVAL_S"):
+        monkeypatch.setattr(gleaner_module, name, 3600.0)
     for n in range(20):
         await client.enqueue_job("act_out", {"note": str(n)})
     await heard_by_one_that_does_not_know(bench, redis_url, 20)
@@ -117,7 +119,7 @@ async def test_parked_messages_are_adopted_a_while_at_a_time_until_none_is_left(
     async with hearing(redis_url, ["empty"]) as ear:
         gleaner = Gleaner(bench.sessions, redis, ear, ("default",), KNOWING)
         gleaning = asyncio.create_task(gleaner.run_forever())
-        await until(none_is_left, "all messages are jobs", LOOK_INTERVAL_S)
+        await until(none_is_left, "all messages are jobs")
         gleaning.cancel()
     assert await stage.value("SELECT count(*) FROM bulwark.job") == 20
 

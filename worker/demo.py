@@ -28,6 +28,7 @@ from worker.import_command import Import, submit
 from worker.listings import keys_text
 from worker.reports import JobReport, each_verdict, watch
 from worker.settings import PREFIX, Settings, variable
+from worker.shutdown import interruptible
 
 ROWS = 200_000
 LEAST_ROWS = 5_000
@@ -43,7 +44,7 @@ def run_demo(rows: int, console: Console) -> bool:
     console.print("Starting PostgreSQL and Valkey in a temporary folder ...")
     with stopping_like_ctrl_c(), embedded_servers(durable=False) as servers:
         upgrade(servers.database_url)
-        return asyncio.run(_play(servers, rows, console))
+        return asyncio.run(interruptible(_play(servers, rows, console)))
 
 
 async def _play(servers: Embedded, rows: int, console: Console) -> bool:

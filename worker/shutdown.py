@@ -9,10 +9,10 @@ cancellation (asyncio.timeout(0) around a read, seen with 5.3.1), after which ar
 import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import asyncpg
@@ -25,6 +25,7 @@ from worker.executor import Executor
 
 CANCEL_INTERVAL_S = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+T = TypeVar("T")
 log = structlog.get_logger("bulwark.worker")
 
 
@@ -33,6 +34,24 @@ async def cancel_until_done(task: asyncio.Task[Any]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait([task], timeout=CANCEL_INTERVAL_S)
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, for asyncio.run: an interrupt ends it even if it is swallowed on the way.
+
+    A signal that cancels a task while it runs is taken for the end of asyncio.timeout(0), which
+    redis-py uses (seen with Python 3.11.7), where the task enters that before it waits for anything
+    else.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await cancel_until_done(task)
+        if not task.cancelled():
+            task.exception()  # it is of no interest any more
+        raise
+    return await task
 
 
 async def ended_beside(work: Callable[[], None]) -> None:

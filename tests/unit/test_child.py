@@ -3,10 +3,12 @@
 import asyncio
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from worker.child import stopping_like_ctrl_c
+from worker.shutdown import interruptible
 
 
 class Terminated:
@@ -38,6 +40,22 @@ def test_a_signal_that_comes_inside_a_finalizer_stops_the_main_task() -> None:
         asyncio.run(play())
 
     assert tidied == [True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_would_be_taken_for_the_end_of_a_timeout_ends_the_work(
+    number: signal.Signals,
+) -> None:
+    async def play() -> None:
+        signal.raise_signal(number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        await asyncio.sleep(10)  # so long the interrupt may take
+        pytest.fail("the interrupt was lost")
+
+    with pytest.raises(KeyboardInterrupt), stopping_like_ctrl_c():
+        asyncio.run(interruptible(play()))
 
 
 def test_sigterm_ends_the_block_where_interrupts_are_ignored(interrupts_ignored: None) -> None:

@@ -56,10 +56,8 @@ async def test_however_many_workers_know_them_each_message_becomes_one_job_that_
     monkeypatch.setattr(adopting, "BATCH", 4)
     async with hearing(redis_url, ["empty"]) as ear:
         gleaners = [Gleaner(bench.sessions, redis, ear, ("default",), KNOWING) for _ in range(3)]
-        for one in gleaners:
-            assert (
-                not await one.adopt()
-            )  # a worker may hear of a kind long after another one has started
+        for one in gleaners:  # a worker may hear of a kind long after another one has started
+            assert not await one.adopt()
         for n in range(30):
             await client.enqueue_job("act_out", {"note": str(n)})
         await heard_by_one_that_does_not_know(bench, redis_url, 30)

@@ -124,16 +124,21 @@ class MatchStage(Stage):
         raise Race
 
     async def _lock_met(self) -> list[int]:
-        """Lock what is noted; returns the staged rows of which it is not what is there any more."""
-        order = ", ".join(f"t.{quote(name)}" for name in self._key)
-        same = self._sql.same_row_as_met("t", "m")
+        """Lock what is noted; returns the staged rows of which it is not what is there any more.
+
+        What was changed meanwhile is locked in its turn, too, being found by its key: locked later,
+        it could close a circle. OFFSET 0 makes it a look-up for each row, in that order.
+        """
         version = ["place", "born", *self._sql.keys]
-        noted = f"(SELECT DISTINCT {', '.join(version)} FROM {MATCH})"
+        keys = ", ".join(self._sql.keys)
+        own = zip(self._key, self._sql.keys, strict=True)
+        same = " AND ".join(f"o.{quote(name)} = m.{key}" for name, key in own)
+        noted = f"(SELECT DISTINCT {', '.join(version)} FROM {MATCH} ORDER BY {keys})"
         locked = " AND ".join(f"h.{name} = m.{name}" for name in version)
         return await self._numbers(
-            f"WITH held AS MATERIALIZED (SELECT m.*, t.ctid AS now, t.xmin AS version "
-            f"FROM {noted} AS m JOIN {self._facts.name} AS t ON {same} "
-            f"ORDER BY {order} FOR NO KEY UPDATE OF t) "
+            f"WITH held AS MATERIALIZED (SELECT m.*, t.* FROM {noted} AS m CROSS JOIN LATERAL "
+            f"(SELECT o.ctid AS now, o.xmin AS version FROM {self._facts.name} AS o "
+            f"WHERE {same} OFFSET 0 FOR NO KEY UPDATE) AS t) "
             f"SELECT DISTINCT row_no FROM {MATCH} AS m WHERE NOT EXISTS (SELECT FROM held AS h "
             f"WHERE {locked} AND h.now = h.place AND h.version = h.born)"
         )

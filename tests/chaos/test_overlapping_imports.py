@@ -148,6 +148,46 @@ async def test_two_imports_of_the_same_new_rows_wait_for_each_other_in_no_circle
     assert (await names(connection)).keys() == {*THERE, *new}
 
 
+LOOKED_AHEAD = """
+    SELECT count(*) FROM pg_stat_activity
+     WHERE datname = current_database() AND state = 'idle in transaction'
+       AND query LIKE '%FROM bulwark_match%'
+"""
+LOCK = "SELECT FROM hero WHERE external_id = $1 FOR UPDATE NOWAIT"
+
+
+@pytest.mark.usefixtures("heroes")
+async def test_rows_that_change_before_they_are_locked_are_locked_in_their_turn_all_the_same(
+    sessions: Sessions, database_url: str, connection: asyncpg.Connection
+) -> None:
+    """Or an import held a later row when it waited for them, and closed a circle."""
+    _, _, blocked, _, changed, later = keys = THERE[:6]
+    bench = Bench(sessions, database_url)
+    request = InsertRows.model_validate(
+        {
+            "table": "hero",
+            "rows": file("file", keys),
+            "on_conflict": "update",
+            "chunk_rows": 2,  # from the third chunk on they know that they meet rows, and look
+        }
+    )
+    async with connected(database_url) as other:
+        blocking = connection.transaction()
+        await blocking.start()
+        await connection.execute(LOCK, blocked)
+        importing = asyncio.create_task(bench.run(request))
+        await until(lambda: _waiting(other, 1), "the second chunk waits")
+        await until(lambda: other.fetchval(LOOKED_AHEAD), "the third chunk has looked at its rows")
+        await other.execute("UPDATE hero SET age = 7 WHERE external_id = $1", changed)
+        async with other.transaction():
+            await other.execute(LOCK, changed)
+            await blocking.rollback()
+            await until(lambda: _waiting(connection, 1), "the third chunk waits for what changed")
+            await other.execute(LOCK, later)
+    assert await bench.counts(await importing) == {"updated": 6}
+    assert await connection.fetchval("SELECT age FROM hero WHERE external_id = $1", changed) == 7
+
+
 async def _waiting(connection: asyncpg.Connection, number: int) -> bool:
     return bool(await connection.fetchval(WAITING) >= number)
 

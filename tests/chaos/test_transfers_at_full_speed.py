@@ -225,7 +225,7 @@ async def test_transfers_beside_deletions_of_their_teams_and_new_roles_meet_in_n
 async def test_transfers_beside_imports_of_the_same_heroes_all_succeed(
     sessions: Sessions, database_url: str, connection: asyncpg.Connection
 ) -> None:
-    """An import that finds its rows changed locks them late; such deadlocks are replayed."""
+    """What an import has looked up may change before its lock; it may be replayed for that."""
     crowd = Crowd(sessions, database_url, seed=12)
     replayed = await all_at_once([*[(crowd.transfer, 20)] * 4, *[(crowd.import_heroes, 4)] * 2])
 

@@ -1,5 +1,6 @@
 """The engine: pools by load, time limits, the name PostgreSQL sees, and PgBouncer's rules."""
 
+import asyncio
 import json
 import math
 import socket
@@ -27,6 +28,7 @@ from db.live_rows import LiveSession
 
 RECYCLE_S = 3600
 PING_AFTER_S = 10.0
+PING_TIMEOUT_S = 5.0
 _IDLE_SINCE = "bulwark.idle_since"
 
 
@@ -125,8 +127,8 @@ def _replace_dead_connections(engine: AsyncEngine) -> None:
     """Replace a pooled connection that is dead when it is to be used.
 
     A server that ended has said so, which costs nothing to see; only a connection that lay idle
-    for long is asked, since a router may have forgotten it. To ask every time, as pool_pre_ping
-    does, takes three round trips.
+    for long is asked, since a router may have forgotten it, and is cut if it does not answer. To
+    ask every time, as pool_pre_ping does, takes three round trips.
     """
 
     @event.listens_for(engine.sync_engine, "checkin")
@@ -138,10 +140,14 @@ def _replace_dead_connections(engine: AsyncEngine) -> None:
         if connection.driver_connection.is_closed():
             raise DisconnectionError
         if time.monotonic() - record.info.get(_IDLE_SINCE, math.inf) > PING_AFTER_S:
+            cut = connection.driver_connection.terminate
+            cutting = asyncio.get_running_loop().call_later(PING_TIMEOUT_S, cut)
             try:
                 connection.ping()
             except engine.dialect.loaded_dbapi.Error as error:
                 raise DisconnectionError from error
+            finally:
+                cutting.cancel()
 
 
 def _without_named_statements() -> dict[str, Any]:

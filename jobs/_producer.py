@@ -257,11 +257,12 @@ class Producer:
     async def _ring(self, rings: Sequence[Ring]) -> None:
         if self._bell is None:
             return
+        timeout_s = RING_TIMEOUT_S * math.ceil(len(rings) / JOBS_AT_ONCE)
         try:
-            async with asyncio.timeout(RING_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await self._bell.ring(rings)
         except (RedisError, OSError) as error:
-            reason = str(error) or f"no answer within {RING_TIMEOUT_S} s"
+            reason = str(error) or f"no answer within {timeout_s} s"
             log.warning("ring.failed", jobs=len(rings), reason=reason, remedy="the relay rings")
             await self._leave_to_relay(rings)
 

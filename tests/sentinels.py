@@ -36,7 +36,7 @@ sentinel down-after-milliseconds {MASTER} 500
 sentinel failover-timeout {MASTER} 1000
 """
 _POLL_S = 0.05
-_TIMEOUT_S = 90.0
+_TIMEOUT_S = 240.0
 """Sentinels that were given no time for 2 s do nothing for half a minute (TILT)."""
 
 

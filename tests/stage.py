@@ -73,7 +73,7 @@ class Stage:
 
         await until(waits, f"{number} jobs wait at the gate")
 
-    async def becomes(self, job_id: UUID, state: str, within_s: float = 30.0) -> dict[str, Any]:
+    async def becomes(self, job_id: UUID, state: str, within_s: float = 90.0) -> dict[str, Any]:
         """The job's row once it is in this state."""
 
         async def look() -> dict[str, Any] | None:

@@ -95,6 +95,10 @@ class WorkerProcess:
                 found.append(json.loads(line))
         return found
 
+    def told(self) -> list[str]:
+        """The names of what it has logged, if that is JSON."""
+        return [one["event"] for one in self.events()]
+
     @property
     def running(self) -> bool:
         return self._process.poll() is None

@@ -39,6 +39,8 @@ from worker.schedule import Scheduler, plan_schedules
 from worker.settings import Settings, load_settings
 from worker.shutdown import Lines, Shutdown, cancel_until_done, ended_beside
 
+REDIS_AT_START_S = 10.0
+"""How long an answer from Redis may take at the start, when a machine often has most to do."""
 SIGN_OFF_WITHIN_S = 5.0
 """How long PostgreSQL may take to answer an ending worker, from when its jobs are given back."""
 log = structlog.get_logger("bulwark.worker")
@@ -125,13 +127,14 @@ class Process:
         url = settings.require_servers().redis_url
         self._redis = make_redis(url, settings.redis_timeout_s)
         waiting = make_redis(url, settings.redis_timeout_s + settings.poll_interval_s)
+        self._redis_at_start = make_redis(url, max(settings.redis_timeout_s, REDIS_AT_START_S))
         self._ear = Ear(self._redis, waiting, settings.queues, settings.poll_interval_s)
         self.arq_worker = ArqWorker(
             self._ear,
             self._carry_out,
             self.jobs,
             self._is_known,
-            redis_pool=self._redis,
+            redis_pool=self._redis_at_start,
             bulk_slots=(
                 max(1, settings.max_jobs * 4 // 5)
                 if settings.bulk_slots is None
@@ -174,7 +177,8 @@ class Process:
         """Check the servers, make the worker's row, and start what runs beside the jobs."""
         tune_interpreter()
         self._listen()
-        await require_lasting(self._redis)
+        await require_lasting(self._redis_at_start)
+        await self._redis_at_start.connection_pool.disconnect()
         self._engine = self.make_engine(self.settings.pool_profile)
         self._lines = Lines(self._engine)
         await require_head(self._engine)
@@ -272,6 +276,7 @@ class Process:
             await self._sign_off()
         if self._engine is not None:
             await self._engine.dispose()
+        await self._redis.aclose(close_connection_pool=True)
         log.info("worker.stopped", worker=str(self.worker_id))
         if self._shutdown is not None:
             self._shutdown.ignore_signals()

@@ -167,7 +167,10 @@ class Settings(BaseSettings):
         "auto", description="How events are written; auto is console on a terminal, else json."
     )
     redis_timeout_s: Seconds = Field(
-        1.5, ge=0.1, le=300, description="How long an answer from Redis may take."
+        1.5,
+        ge=0.1,
+        le=300,
+        description="How long an answer from Redis may take; 10 s at a worker's start.",
     )
 
     @model_validator(mode="after")

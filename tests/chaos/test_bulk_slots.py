@@ -72,7 +72,7 @@ async def test_a_flood_of_bulk_jobs_does_not_hold_up_messages_of_plain_clients(
 
 
 async def said(worker: WorkerProcess, event: str, times: int) -> bool:
-    return [one["event"] for one in worker.events()].count(event) == times
+    return worker.told().count(event) == times
 
 
 async def noted(stage: Stage, notes: int) -> bool:

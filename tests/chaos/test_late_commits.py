@@ -16,7 +16,7 @@ from tests.invariants import check_invariants
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.take_down import TakeDown
 from tests.stage import SAMPLE_JOBS, Stage
-from tests.workers import Start, environment, until
+from tests.workers import Start, environment, let_redis_be_known, until
 
 Sessions = async_sessionmaker[AsyncSession]
 ROUNDS = 12
@@ -33,9 +33,11 @@ def producer(sessions: Sessions) -> Producer:
 
 
 @pytest.fixture
-def crew(start: Start, database_url: str, redis_url: str) -> None:
+async def crew(start: Start, database_url: str, redis_url: str) -> None:
+    env = environment(database_url, redis_url, **QUICK)
+    await let_redis_be_known(env, start)
     for _ in range(2):
-        start(environment(database_url, redis_url, **QUICK))
+        start(env)
 
 
 @pytest.mark.usefixtures("crew")
@@ -50,7 +52,7 @@ async def test_a_lower_id_that_is_committed_after_a_higher_one_was_rung_is_rung_
         assert rung["ring"] > 0
         assert await stage.row(low) == {}
         await session.commit()
-    assert (await stage.becomes(low, "succeeded", within_s=30))["ring"] == 1
+    assert (await stage.becomes(low, "succeeded"))["ring"] == 1
     await say(provoked, database_url, 1, ["high", "low"], await stage.notes())
     assert await stage.notes() == ["high", "low"]
 

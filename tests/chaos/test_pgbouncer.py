@@ -97,8 +97,8 @@ async def test_every_effect_is_committed_once_through_a_killed_worker_and_a_kill
 async def test_what_a_paused_worker_holds_is_freed_and_no_other_transaction_is_ended(
     crew: list[WorkerProcess], producer: Producer, stage: Stage
 ) -> None:
-    job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_in=1))).job_id
     await stage.close_gate()
+    job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_in=1))).job_id
     await stage.somebody_at_gate()
     holder = await stage.value(
         "SELECT pid FROM bulwark.worker WHERE id = "

@@ -71,7 +71,7 @@ class Site:
 
     async def until_said(self, event: str, times: int) -> None:
         async def said() -> bool:
-            return [one["event"] for one in self.worker.events()].count(event) >= times
+            return self.worker.told().count(event) >= times
 
         await until(said, f"the worker has said {event} {times} times")
 
@@ -125,7 +125,7 @@ async def emptied(site: Site, valkey: OwnRedis) -> float:
 
 
 async def away(site: Site, valkey: OwnRedis, end: Callable[[], None]) -> float:
-    times = [one["event"] for one in site.worker.events()].count("relay.failed")
+    times = site.worker.told().count("relay.failed")
     end()
     await site.until_said("relay.failed", times + 1)
     await site.enqueue(DURING)

@@ -68,14 +68,9 @@ async def hushed(
         yield Hushed(worker, wire, job_id)
 
 
-def events(worker: WorkerProcess) -> list[str]:
-    """The names of what the worker has logged."""
-    return [one["event"] for one in worker.events()]
-
-
 async def until_said(worker: WorkerProcess, event: str, times: int = 1) -> None:
     async def said() -> bool:
-        return events(worker).count(event) >= times
+        return worker.told().count(event) >= times
 
     await until(said, f"the worker has said {event} {times} times")
 
@@ -123,7 +118,7 @@ async def test_a_busy_worker_outlives_ten_deaths_of_redis_and_gives_nothing_back
     assert await stage.ended_as(job_id) == ("succeeded", None, 0)
     assert await stage.value("SELECT count(*) FROM team") == ROWS
     assert await stage.value("SELECT sum(rows) FROM bulwark.audit") == ROWS
-    told = events(worker)
+    told = worker.told()
     assert told.count("worker.redis_lost") == told.count("worker.redis_back") == RESTARTS
     assert told.count("worker.started") == told.count("job.started") == 1
     assert "job.given_back" not in told
@@ -141,7 +136,7 @@ async def test_a_busy_worker_whose_redis_falls_silent_goes_on_and_hears_again(
     await until_said(worker, "worker.redis_back")
     after = (await producer.enqueue(ActOut())).job_id
     await stage.becomes(after, "succeeded")
-    assert events(worker).count("worker.redis_lost") == 1
+    assert worker.told().count("worker.redis_lost") == 1
     assert await asyncio.to_thread(worker.terminate) == 0
     assert await stage.notes() == ["chunk 1", "chunk 2", "done"]
 
@@ -189,6 +184,6 @@ async def test_a_worker_outlives_a_redis_that_is_a_replica_for_a_while(
         await redis.replicaof("NO", "ONE")
     await until_said(worker, "worker.redis_back")
     await stage.becomes((await producer.enqueue(ActOut())).job_id, "succeeded")
-    told = events(worker)
+    told = worker.told()
     assert told.count("worker.redis_lost") == told.count("worker.redis_back") == 1
     assert worker.terminate() == 0

@@ -38,7 +38,7 @@ def env(database_url: str, fleet: Fleet) -> dict[str, str]:
 
 
 def times_back(worker: WorkerProcess) -> int:
-    return [event["event"] for event in worker.events()].count("worker.redis_back")
+    return worker.told().count("worker.redis_back")
 
 
 async def test_a_worker_follows_the_master_there_and_back_and_every_job_ends_once(

@@ -26,7 +26,7 @@ NOWHERE = "postgresql://postgres@/postgres?host=/nonexistent&port=5432"
 NO_REDIS = "redis://127.0.0.1:1/0"
 GRACE_S = 1.0
 GIVING_BACK_S = 7.0
-MARGIN_S = 2.0
+MARGIN_S = 10.0
 SETTINGS = {
     "job_modules": ",".join(SAMPLE_JOBS),
     "beat_interval_s": "1",
@@ -52,7 +52,7 @@ async def its_stage(postgres: OwnPostgres) -> AsyncIterator[Stage]:
 
 async def until_said(worker: WorkerProcess, event: str) -> None:
     async def said() -> bool:
-        return event in {line["event"] for line in worker.events()}
+        return event in worker.told()
 
     await until(said, f"the worker has said {event}")
 

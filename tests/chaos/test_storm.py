@@ -246,7 +246,9 @@ class Storm:
 
 
 def has_started(worker: WorkerProcess) -> bool:
-    return any(one["event"] == "worker.started" for one in worker.events())
+    """Whether it is up; one that was lost begins anew, and may find a server away then."""
+    lives = [one for one in worker.told() if one in ("worker.started", "worker.lost")]
+    return lives[-1:] == ["worker.started"]
 
 
 @asynccontextmanager

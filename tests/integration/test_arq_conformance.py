@@ -72,7 +72,7 @@ async def test_an_id_that_still_waits_is_refused_and_can_be_used_again_later(
 async def test_what_is_deferred_is_carried_out_when_it_is_due_and_not_before(
     bench: Bench, stage: Stage, client: ArqRedis, redis_url: str, way: str
 ) -> None:
-    delay = timedelta(seconds=0.7)
+    delay = timedelta(seconds=3)
     due = datetime.now(UTC) + delay
     deferral: Any = delay if way == "_defer_by" else due
     async with working(bench, redis_url):
@@ -80,7 +80,9 @@ async def test_what_is_deferred_is_carried_out_when_it_is_due_and_not_before(
         await client.enqueue_job("act_out", note="now")
         await until_noted(stage, "now", "later")
     assert await stage.notes() == ["now", "later"]
-    started = await stage.value("SELECT max(started_at) FROM bulwark.job")
+    started = await stage.value(
+        "SELECT started_at FROM bulwark.job WHERE payload ->> 'note' = 'later'"
+    )
     assert started >= due - timedelta(milliseconds=50)
 
 
@@ -137,11 +139,11 @@ async def test_one_wake_up_is_enough_for_more_jobs_than_one_worker_takes(
     other = Bench(sessions, "", bench.jobs)
     producer = Producer(sessions, bench.jobs, Bell(client))
     async with (
-        working(bench, redis_url, max_jobs=2, poll_interval_s=10),
-        working(other, redis_url, max_jobs=2, poll_interval_s=10),
+        working(bench, redis_url, max_jobs=2, poll_interval_s=90),
+        working(other, redis_url, max_jobs=2, poll_interval_s=90),
     ):
         await producer.enqueue_many([ActOut(gate=True) for _ in range(4)])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await stage.somebody_at_gate(4)
             await stage.open_gate()
             await until_all_have_ended(stage)

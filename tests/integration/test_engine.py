@@ -1,5 +1,6 @@
 """Connections as PostgreSQL sees them, and the pool as its owner sees it."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ from sqlalchemy import JSON, bindparam, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from db import engine as engine_module
 from db.engine import PoolProfile, PoolStatus, create_engine, make_sessions, pool_status
 from db.models.team import Team
 from db.retry import Fault, classify, describe, sqlstate
+from tests.proxy import hushable
 
 
 @asynccontextmanager
@@ -230,6 +233,22 @@ async def test_a_pooled_connection_that_died_is_replaced_before_use(database_url
         await fetch(other, "SELECT pg_terminate_backend(:pid, 5000)", pid=first)
 
         second = await fetch(engine, "SELECT pg_backend_pid()")
+
+    assert second != first
+
+
+async def test_a_pooled_connection_that_is_mute_when_it_was_idle_is_cut_and_replaced(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something between still acknowledges what is sent, so that no clock of TCP ends it."""
+    monkeypatch.setattr(engine_module, "PING_AFTER_S", 0.0)
+    monkeypatch.setattr(engine_module, "PING_TIMEOUT_S", 0.2)
+    async with hushable(database_url) as (wire, way), opened(way) as engine:
+        first = await fetch(engine, "SELECT pg_backend_pid()")
+        wire.hush()
+        wire.mend()
+        async with asyncio.timeout(60):
+            second = await fetch(engine, "SELECT pg_backend_pid()")
 
     assert second != first
 

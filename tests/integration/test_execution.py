@@ -359,6 +359,13 @@ async def taking_waits(stage: Stage) -> None:
     await until(waits, "the rescue waits for the fenced transaction")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No suspect gives up waiting for its solitude."""
+    monkeypatch.setattr(solitude, "SOLITUDE_WAIT_S", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 async def test_a_suspect_runs_alone(stage: Stage, own_jobs: OwnJobs) -> None:
     executor = await own_jobs.bench.register()
     ids = {note: await own_jobs.accept(note) for note in ("before", "suspect", "after")}
@@ -421,6 +428,7 @@ async def two_suspects_behind_another(
     return executor, ids, [before, *suspects]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_once(
     stage: Stage, own_jobs: OwnJobs
 ) -> None:
@@ -434,6 +442,7 @@ async def test_of_two_suspects_one_waits_for_solitude_and_the_other_gives_up_at_
     assert executor.unclaimed == {states["queued"]}, "it is rung again, now that there is room"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_suspects_that_came_in_vain_are_rung_again_when_the_worker_stops(
     stage: Stage, own_jobs: OwnJobs
 ) -> None:
@@ -443,6 +452,7 @@ async def test_suspects_that_came_in_vain_are_rung_again_when_the_worker_stops(
     assert executor.unclaimed == set(ids.values())
 
 
+@pytest.mark.usefixtures("patient")
 async def test_suspects_that_came_in_vain_are_rung_again_when_one_gives_itself_back(
     stage: Stage, bench: Bench
 ) -> None:

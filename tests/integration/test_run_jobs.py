@@ -75,6 +75,23 @@ async def test_a_job_that_fails_is_queued_again_or_uses_up_its_attempts(
     assert await stage.notes() == []
 
 
+AT_ONCE = """
+    CREATE FUNCTION at_once() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN NEW.run_at = now(); RETURN NEW; END';
+    CREATE TRIGGER at_once BEFORE UPDATE ON bulwark.job FOR EACH ROW EXECUTE FUNCTION at_once();
+"""
+"""The shortest of the waits before another try, which are drawn."""
+
+
+async def test_a_job_that_fails_is_not_tried_again_however_soon_that_is_due(
+    worker: InProcessWorker, stage: Stage
+) -> None:
+    await stage.execute(AT_ONCE)
+    await worker.producer.enqueue(ActOut(then="fail"))
+    [once] = await worker.run_jobs()
+    assert (once.state, once.attempt) == ("queued", 1)
+
+
 async def test_jobs_with_a_batch_form_are_done_in_one_transaction(
     worker: InProcessWorker, stage: Stage
 ) -> None:

@@ -224,7 +224,7 @@ async def test_another_file_with_the_same_key_is_refused_with_nothing_written(
 async def test_a_cut_around_the_commit_ends_in_one_job_with_its_parts_once(
     database_url: str, sessions: Sessions, write: Any, key: str | None, cut: Cut
 ) -> None:
-    content = os.urandom(PART_BYTES + 1)
+    content = b"name\n" + os.urandom(PART_BYTES)
     async with proxied(database_url) as (proxy, through):
         engine = create_engine(through, profile=PoolProfile.LIGHT, application_name="producer")
         producer = Producer(make_sessions(engine), discover_jobs())
@@ -243,7 +243,7 @@ async def test_a_part_that_postgresql_refuses_leaves_no_job(
     async with sessions.begin() as session:
         await session.execute(sa.text("ALTER TABLE bulwark.spool ADD CHECK (part_no < 1)"))
     with pytest.raises(asyncpg.CheckViolationError):
-        await enqueue_file(producer, write(os.urandom(2 * PART_BYTES)), REQUEST)
+        await enqueue_file(producer, write(b"name\n" + os.urandom(PART_BYTES)), REQUEST)
     assert await counts(sessions) == (0, 0, 0)
 
 
@@ -251,7 +251,7 @@ async def test_a_file_of_fifty_megabytes_is_spooled_in_bounded_memory(
     database_url: str, sessions: Sessions, tmp_path: Path
 ) -> None:
     small, large = tmp_path / "small.csv", tmp_path / "large.csv"
-    block = os.urandom(PART_BYTES)
+    block = b"name\n" + os.urandom(PART_BYTES - 5)
     small.write_bytes(block * 4)
     with large.open("wb") as file:
         for n in range(50):

@@ -530,6 +530,7 @@ async def hold_commits_back(beside: Database) -> None:
     await beside.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await beside.run("SELECT pg_reload_conf()")
     await beside.until("SELECT current_setting('synchronous_standby_names') = 'nobody'")
+    await beside.run("CHECKPOINT")  # it is the checkpointer who tells all others to wait
 
 
 async def let_commits_go(beside: Database) -> None:
@@ -568,7 +569,7 @@ async def test_a_commit_over_the_command_timeout_leaves_its_connection_and_its_o
     own_server: OwnPostgres, own_scene: Scene
 ) -> None:
     await hold_commits_back(own_scene.beside)
-    engine = engine_on(own_server.url, command_timeout_s=0.5)
+    engine = engine_on(own_server.url, command_timeout_s=3.0)
     work = Work(receipt="chunk 1")
 
     result = await transaction(make_sessions(engine), work, name="chunk", receipted=True)

@@ -29,7 +29,7 @@ _MAKE_DUE = sa.text(
     "WHERE state = 'queued' AND run_at > now()"
 )
 _DUE = sa.text(
-    "SELECT id, kind FROM bulwark.job WHERE state = 'queued' AND run_at <= now() "
+    "SELECT id, kind, attempt FROM bulwark.job WHERE state = 'queued' AND run_at <= now() "
     "ORDER BY priority DESC, run_at, id"
 )
 
@@ -75,8 +75,9 @@ class InProcessWorker:
         EndlessJobs after so many runs.
         """
         ran: dict[UUID, None] = {}
+        attempts: dict[UUID, int] | None = None if with_scheduled else {}
         runs = 0
-        due = await self._due(with_scheduled=with_scheduled)
+        due = await self._due(attempts)
         while due:
             first = next(iter(due))
             if (runs := runs + 1) > most_runs:
@@ -85,7 +86,7 @@ class InProcessWorker:
                     "do jobs enqueue themselves, or put themselves off again and again?"
                 )
             await self.deliver(first, due[first])
-            left = await self._due(with_scheduled=with_scheduled)
+            left = await self._due(attempts)
             ran |= {one: None for one in due if one == first or one not in left}
             due = left
         return [await self.report(job_id) for job_id in ran]
@@ -127,9 +128,18 @@ class InProcessWorker:
             self.housekeeping,
         )
 
-    async def _due(self, *, with_scheduled: bool) -> dict[UUID, str]:
-        """The kinds of the jobs that are due, by id, in the order of running."""
+    async def _due(self, attempts: dict[UUID, int] | None) -> dict[UUID, str]:
+        """The kinds of the jobs that are due, by id, in the order of running.
+
+        Without `attempts` all are made due; with it, which notes how many each had spent when it
+        was first due, those are left out that have spent another since: it is a matter of chance
+        how soon they are to be tried again.
+        """
         async with self.sessions.begin() as session:
-            if with_scheduled:
+            if attempts is None:
                 await session.execute(_MAKE_DUE)
-            return {row.id: row.kind for row in await session.execute(_DUE)}
+            return {
+                row.id: row.kind
+                for row in await session.execute(_DUE)
+                if attempts is None or row.attempt == attempts.setdefault(row.id, row.attempt)
+            }

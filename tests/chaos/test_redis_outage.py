@@ -61,7 +61,8 @@ async def hushed(
 ) -> AsyncIterator[Hushed]:
     await stage.close_gate()
     async with wired(redis_url) as (wire, url):
-        worker = start(environment(database_url, url, **SETTINGS))
+        patient = SETTINGS | {"redis_timeout_s": "3"}  # who is slow for a moment is not lost
+        worker = start(environment(database_url, url, **patient))
         job_id = (await producer.enqueue(WriteNotes(chunks=2, gate_before=2))).job_id
         await stage.somebody_at_gate()
         wire.hush()

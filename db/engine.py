@@ -137,8 +137,6 @@ def _replace_dead_connections(engine: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "checkout")
     def test(connection: Any, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
-        if connection.driver_connection.is_closed():
-            raise DisconnectionError
         if time.monotonic() - record.info.get(_IDLE_SINCE, math.inf) > PING_AFTER_S:
             cut = connection.driver_connection.terminate
             cutting = asyncio.get_running_loop().call_later(PING_TIMEOUT_S, cut)
@@ -148,6 +146,8 @@ def _replace_dead_connections(engine: AsyncEngine) -> None:
                 raise DisconnectionError from error
             finally:
                 cutting.cancel()
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
 
 
 def _without_named_statements() -> dict[str, Any]:

@@ -36,7 +36,9 @@ MAX_TEXT_BYTES = 500
 JOBS_AT_ONCE = 1000
 """For how many jobs PostgreSQL has ANSWER_TIMEOUT_S; for more it has as many times that."""
 RING_TIMEOUT_S = 2.0
-"""How long an enqueue may wait for Redis: the job is accepted, and the relay will ring it."""
+"""How long an enqueue may wait for Redis: its jobs are accepted, and the relay will ring them."""
+RING_TIMEOUTS = 5
+"""So many times that long at most, where more than JOBS_AT_ONCE are rung."""
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 T = TypeVar("T")
 log = structlog.get_logger("bulwark.producer")
@@ -257,7 +259,7 @@ class Producer:
     async def _ring(self, rings: Sequence[Ring]) -> None:
         if self._bell is None:
             return
-        timeout_s = RING_TIMEOUT_S * math.ceil(len(rings) / JOBS_AT_ONCE)
+        timeout_s = RING_TIMEOUT_S * min(math.ceil(len(rings) / JOBS_AT_ONCE), RING_TIMEOUTS)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._bell.ring(rings)

@@ -75,11 +75,21 @@ class Wire(Carrier):
         super().__init__()
         self._connect = connect
         self._hushed = asyncio.Event()
+        self._answers = asyncio.Event()
+        self._answers.set()
+        self.asked = asyncio.Event()
         self.round_trips = 0
 
     def hush(self) -> None:
         """Swallow everything from now on, as a router does that has forgotten its connections."""
         self._hushed.set()
+
+    def hold(self) -> None:
+        """Keep answers back until they are released."""
+        self._answers.clear()
+
+    def release(self) -> None:
+        self._answers.set()
 
     def mend(self) -> None:
         """Carry new connections again."""
@@ -96,12 +106,14 @@ class Wire(Carrier):
         async def ask() -> None:
             while (block := await client.read(_BLOCK_BYTES)) and not hushed.is_set():
                 asked.set()
+                self.asked.set()
                 to_server.write(block)
 
         async def answer() -> None:
             while (block := await server.read(_BLOCK_BYTES)) and not hushed.is_set():
                 self.round_trips += asked.is_set()
                 asked.clear()
+                await self._answers.wait()
                 to_client.write(block)
 
         try:

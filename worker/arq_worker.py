@@ -16,6 +16,7 @@ from db.errors import BulwarkError
 from worker.ear import Ear
 from worker.message import Message
 from worker.outage import Outage
+from worker.redis_pool import close_redis
 
 CLOSE_TIMEOUT_S = 6.0
 """For deliveries that do not end when they are cancelled; to give one back takes 5 s at most."""
@@ -113,10 +114,12 @@ class ArqWorker(arq.worker.Worker):
         """Let deliveries come to their end, then close; Redis, which may be away, is not asked."""
         if self._running:
             await asyncio.wait(self._running, timeout=CLOSE_TIMEOUT_S)
-        if self.on_shutdown is not None:
-            await self.on_shutdown(self.ctx)
-        await self._ear.close()
-        await self.pool.aclose(close_connection_pool=True)
+        try:
+            if self.on_shutdown is not None:
+                await self.on_shutdown(self.ctx)
+        finally:
+            await self._ear.close()
+            await close_redis(self.pool)
 
 
 def functions_named(kinds: Iterable[str]) -> list[Function]:

@@ -16,6 +16,7 @@ from jobs._bell import (
 )
 from worker.message import Message, Owner
 from worker.overheard import Overheard
+from worker.redis_pool import close_redis
 
 LEASE_MS = 60_000
 """How long a message of somebody else's is ours alone, while it is made a job."""
@@ -256,4 +257,4 @@ class Ear:
 
     async def close(self) -> None:
         """Let go of the connection through which it hears."""
-        await self._waiting.aclose(close_connection_pool=True)
+        await close_redis(self._waiting)

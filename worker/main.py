@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
+from arq.connections import ArqRedis
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -31,7 +32,7 @@ from worker.listening import Listener
 from worker.liveness import Liveness
 from worker.logs import configure_logs
 from worker.message import Message
-from worker.redis_pool import Doorkeeper, make_redis, require_lasting
+from worker.redis_pool import Doorkeeper, close_redis, make_redis, require_lasting
 from worker.registration import deregister, register, require_head
 from worker.relay import Relay
 from worker.rescue import Rescue
@@ -73,7 +74,7 @@ async def serve(settings: Settings) -> None:
             raise
     finally:
         process.give_back()
-        await process.arq_worker.close()
+        await process.close()
 
 
 def worker_settings(settings: Settings) -> Any:
@@ -82,7 +83,7 @@ def worker_settings(settings: Settings) -> Any:
     That command line builds arq's own worker, which, before it takes any job, hands over to ours
     and ends when ours has ended.
     """
-    servers = settings.require_servers()
+    settings.require_servers()
 
     async def hand_over(_: dict[Any, Any]) -> None:
         await serve(settings)
@@ -93,13 +94,17 @@ def worker_settings(settings: Settings) -> Any:
         (),
         {
             "functions": functions_named(discover_jobs(settings.job_modules)),
-            "redis_pool": Doorkeeper(
-                make_redis(servers.redis_url, settings.redis_timeout_s).connection_pool
-            ),
+            "redis_pool": Doorkeeper(redis_at_start(settings).connection_pool),
             "on_startup": hand_over,
             "handle_signals": False,
         },
     )
+
+
+def redis_at_start(settings: Settings) -> ArqRedis:
+    """A client with more patience than others have."""
+    timeout_s = max(settings.redis_timeout_s, REDIS_AT_START_S)
+    return make_redis(settings.require_servers().redis_url, timeout_s)
 
 
 @dataclass
@@ -127,7 +132,7 @@ class Process:
         url = settings.require_servers().redis_url
         self._redis = make_redis(url, settings.redis_timeout_s)
         waiting = make_redis(url, settings.redis_timeout_s + settings.poll_interval_s)
-        self._redis_at_start = make_redis(url, max(settings.redis_timeout_s, REDIS_AT_START_S))
+        self._redis_at_start = redis_at_start(settings)
         self._ear = Ear(self._redis, waiting, settings.queues, settings.poll_interval_s)
         self.arq_worker = ArqWorker(
             self._ear,
@@ -178,7 +183,7 @@ class Process:
         tune_interpreter()
         self._listen()
         await require_lasting(self._redis_at_start)
-        await self._redis_at_start.connection_pool.disconnect()
+        await close_redis(self._redis_at_start)
         self._engine = self.make_engine(self.settings.pool_profile)
         self._lines = Lines(self._engine)
         await require_head(self._engine)
@@ -276,12 +281,18 @@ class Process:
             await self._sign_off()
         if self._engine is not None:
             await self._engine.dispose()
-        await self._redis.aclose(close_connection_pool=True)
         log.info("worker.stopped", worker=str(self.worker_id))
         if self._shutdown is not None:
             self._shutdown.ignore_signals()
             if self._shutdown.failure is not None:
                 raise self._shutdown.failure
+
+    async def close(self) -> None:
+        """Stop, if that was not done yet, and let go of Redis."""
+        try:
+            await self.arq_worker.close()
+        finally:
+            await close_redis(self._redis)
 
     async def _sign_off(self) -> None:
         """Beat no more and say so; a PostgreSQL that does not answer is not waited for."""

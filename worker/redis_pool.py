@@ -1,5 +1,6 @@
 """The Redis client of Bulwark's processes, and what it demands of the server."""
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -8,6 +9,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from db.errors import BulwarkError
 from jobs._bell import EXPIRES_MS, deserialize, serialize
@@ -52,6 +54,12 @@ def make_redis(url: str, timeout_s: float) -> ArqRedis:
     redis.job_deserializer = deserialize
     redis.expires_extra_ms = EXPIRES_MS
     return redis
+
+
+async def close_redis(redis: Redis) -> None:
+    """Let go of its connections, also where nobody says goodbye at the other end, as TLS asks."""
+    with suppress(RedisError, OSError):
+        await redis.aclose(close_connection_pool=True)
 
 
 def _host_checking(url: str) -> dict[str, bool]:

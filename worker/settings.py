@@ -170,7 +170,7 @@ class Settings(BaseSettings):
         1.5,
         ge=0.1,
         le=300,
-        description="How long an answer from Redis may take; 10 s at a worker's start.",
+        description="How long an answer from Redis may take; at a worker's start 10 s or more.",
     )
 
     @model_validator(mode="after")

@@ -53,11 +53,15 @@ async def seconds_to_next_ring(session: AsyncSession) -> float | None:
     return due_s
 
 
+_IDS = sa.ARRAY(sa.Uuid)
+"""One parameter, however many ids: PostgreSQL takes 32,767."""
+
+
 async def ring_again(session: AsyncSession, job_ids: Collection[UUID]) -> None:
     """Make these jobs, if queued, due for a ring at their run time, since a ring was lost."""
     await session.execute(
         sa.update(job)
-        .where(job.c.state == State.QUEUED, job.c.id.in_(job_ids))
+        .where(job.c.state == State.QUEUED, job.c.id == sa.any_(sa.literal([*job_ids], _IDS)))
         .values(next_ring_at=job.c.run_at)
     )
 

@@ -201,6 +201,7 @@ async def _disturbed(site: Site, path: Path, start: Start) -> UUID:
         await _more_chunks(site, job_id, 1)
         recoveries_s.append(time.monotonic() - killed_s)
     assert statistics.median(recoveries_s) < RECOVERY_S
+    assert min(recoveries_s[kill - 1] for kill in FLUSHES) < RECOVERY_S
     await _paused_until_another_has_finished(site, job_id, worker, start)
     return job_id
 

@@ -240,7 +240,7 @@ async def test_a_file_that_cannot_be_moved_is_told_once_and_stops_no_other(
 async def test_a_file_is_not_taken_while_it_is_written(
     watch: Watch, folder: Path, connection: asyncpg.Connection
 ) -> None:
-    watch("--interval-s", "3")
+    watch("--interval-s", "5")
     drop(folder, "other.csv", "name\nRed\n")
     text = "name\n"
 

@@ -153,6 +153,10 @@ LOOKED_AHEAD = """
      WHERE datname = current_database() AND state = 'idle in transaction'
        AND query LIKE '%FROM bulwark_match%'
 """
+STOPPED = """
+    SELECT count(*) FROM pg_locks
+     WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))
+"""
 LOCK = "SELECT FROM hero WHERE external_id = $1 FOR UPDATE NOWAIT"
 
 
@@ -176,16 +180,20 @@ async def test_rows_that_change_before_they_are_locked_are_locked_in_their_turn_
         await blocking.start()
         await connection.execute(LOCK, blocked)
         importing = asyncio.create_task(bench.run(request))
-        await until(lambda: _waiting(other, 1), "the second chunk waits")
+        await until(lambda: stopped_by(connection), "the second chunk waits")
         await until(lambda: other.fetchval(LOOKED_AHEAD), "the third chunk has looked at its rows")
         await other.execute("UPDATE hero SET age = 7 WHERE external_id = $1", changed)
         async with other.transaction():
             await other.execute(LOCK, changed)
             await blocking.rollback()
-            await until(lambda: _waiting(connection, 1), "the third chunk waits for what changed")
+            await until(lambda: stopped_by(other), "the third chunk waits for what changed")
             await other.execute(LOCK, later)
     assert await bench.counts(await importing) == {"updated": 6}
     assert await connection.fetchval("SELECT age FROM hero WHERE external_id = $1", changed) == 7
+
+
+async def stopped_by(connection: asyncpg.Connection) -> bool:
+    return bool(await connection.fetchval(STOPPED))
 
 
 async def _waiting(connection: asyncpg.Connection, number: int) -> bool:

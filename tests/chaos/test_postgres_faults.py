@@ -1,4 +1,4 @@
-"""PostgreSQL is restarted, filled, blocked, replaced or away, under workers with their defaults."""
+"""PostgreSQL is restarted, filled, blocked, replaced or away; workers mostly have defaults."""
 
 import asyncio
 import os
@@ -40,6 +40,7 @@ from worker.embedded.home import give_to_postgres
 from worker.redis_pool import make_redis
 
 ROWS = 40
+A_SHORT_WHILE_S = 10.0
 BLOCK_BYTES = 4096
 
 
@@ -260,7 +261,7 @@ async def test_an_absence_of_postgresql_poisons_nothing_and_is_told_once(
         await until(relay_is_back, "the relay is back")
         told = worker.told()
         assert (told.count("beat.missed"), told.count("beat.back")) == (1, 1)
-        assert told.count("relay.failed") <= 1
+        assert (seconds > A_SHORT_WHILE_S) <= told.count("relay.failed") <= 1
     await site.check(provoked, f"PostgreSQL: away for {seconds:g} s", 1)
 
 

@@ -31,7 +31,7 @@ async def test_each_part_of_a_worker_says_once_that_postgresql_is_away_and_once_
             environment(
                 postgres.url,
                 redis_url,
-                beat_interval_s="1",  # so long a beat may take
+                beat_interval_s="3",  # so long a beat may take
                 relay_interval_s="0.1",
                 job_modules="tests.sample_jobs.keep_watch",
                 log_format="json",

@@ -4,8 +4,9 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from tests.own_servers import own_redis
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.write_notes import WriteNotes
 from tests.stage import SAMPLE_JOBS, Stage
+from tests.wire import wired
 from tests.workers import Start, WorkerProcess, environment, run_bulwark, run_python, until
 from worker.liveness import EXIT_OVERRUN, EXIT_SILENT
 
@@ -119,6 +121,39 @@ def arq_worker(env: Mapping[str, str], folder: Path) -> Iterator[subprocess.Pope
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("command", ["bulwark", "arq"])
+async def test_a_worker_bears_a_redis_that_is_slow_while_it_starts(
+    stage: Stage,
+    database_url: str,
+    redis_url: str,
+    start: Start,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    timeout_s = 0.2
+    async with wired(redis_url) as (wire, way):
+        wire.hold()
+        env = environment(database_url, way, **QUICK, redis_timeout_s=f"{timeout_s}")
+        with ExitStack() as stack:
+            if command == "arq":
+                stack.enter_context(arq_worker(env, tmp_path))
+            else:
+                start(env)
+            await asyncio.wait_for(wire.asked.wait(), 60)
+            overdue_s = time.monotonic() + 5 * timeout_s
+
+            async def overdue() -> bool:
+                return time.monotonic() > overdue_s
+
+            await until(overdue, "the answer is overdue")
+            wire.release()
+
+            async def is_up() -> bool:
+                return bool(await stage.value("SELECT count(*) FROM bulwark.worker"))
+
+            await until(is_up, "the worker has started")
 
 
 async def test_a_worker_killed_between_effect_and_commit_leaves_nothing_of_it(

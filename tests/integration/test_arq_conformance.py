@@ -76,8 +76,8 @@ async def test_what_is_deferred_is_carried_out_when_it_is_due_and_not_before(
     due = datetime.now(UTC) + delay
     deferral: Any = delay if way == "_defer_by" else due
     async with working(bench, redis_url):
-        await client.enqueue_job("act_out", note="later", **{way: deferral})
         await client.enqueue_job("act_out", note="now")
+        await client.enqueue_job("act_out", note="later", **{way: deferral})
         await until_noted(stage, "now", "later")
     assert await stage.notes() == ["now", "later"]
     started = await stage.value(

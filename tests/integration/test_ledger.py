@@ -607,6 +607,16 @@ def month_after(instant: datetime, months: int) -> datetime:
 ENSURE = "SELECT bulwark.ensure_partitions(:months)"
 
 
+async def test_a_migrated_database_has_the_partitions_of_the_next_months(ledger: Ledger) -> None:
+    """Those of the month after the next, too; but the month may have turned since."""
+    rows = await ledger.rows("SELECT relname FROM pg_class WHERE relispartition")
+    for months in (0, 1):
+        suffix = f"{month_after(datetime.now(UTC), months):%Y_%m}"
+        assert {f"{table}_{suffix}" for table in ("chunk", "verdict", "audit")} <= {
+            row.relname for row in rows
+        }
+
+
 async def test_records_land_in_the_partition_of_their_month(ledger: Ledger) -> None:
     await ledger.run(ENSURE, months=3)
     for months in (0, 1, 3):

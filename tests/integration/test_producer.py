@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from arq.connections import ArqRedis
 from pydantic import Field, JsonValue, SecretStr, computed_field
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -32,6 +33,7 @@ from jobs import (
     UnknownJob,
     job,
 )
+from jobs import _producer as producer_module
 from tests.proxy import Cut, proxied
 from tests.stage import waiting_for_a_lock
 from tests.workers import until
@@ -406,22 +408,39 @@ async def test_without_redis_the_job_is_accepted_and_the_relay_rings_it_at_once(
     assert await shop.rung() == [accepted.job_id]
 
 
+@asynccontextmanager
+async def deaf_redis(port: int) -> AsyncIterator[ArqRedis]:
+    """A client, and a server that accepts its connections and never answers."""
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", port)
+    async with server, make_redis(f"redis://127.0.0.1:{port}/0", 30.0) as deaf:
+        yield deaf
+        for writer in held:
+            writer.close()
+
+
 async def test_a_redis_that_never_answers_does_not_hold_up_the_producer(
     shop: Shop, silent_port: int
 ) -> None:
-    held: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(
-        lambda _, writer: held.append(writer), "127.0.0.1", silent_port
-    )
-    async with server, make_redis(f"redis://127.0.0.1:{silent_port}/0", 30.0) as deaf:
+    async with deaf_redis(silent_port) as deaf:
         with capture_logs() as logs:
             started_s = time.monotonic()
             accepted = await Producer(shop.sessions, JOBS, Bell(deaf)).enqueue(Weigh())
             assert time.monotonic() - started_s < 20.0  # the client itself would wait for 30
-        for writer in held:
-            writer.close()
     assert [log["reason"] for log in logs] == ["no answer within 2.0 s"]
     assert [row.id for row in await shop.rows()] == [accepted.job_id]
+
+
+@pytest.mark.parametrize(("jobs", "wait_s"), [(1, 0.25), (5, 0.75), (100, 1.25)])
+async def test_redis_has_more_time_for_more_rings_but_not_without_end(
+    shop: Shop, silent_port: int, monkeypatch: pytest.MonkeyPatch, jobs: int, wait_s: float
+) -> None:
+    monkeypatch.setattr(producer_module, "RING_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(producer_module, "JOBS_AT_ONCE", 2)
+    async with deaf_redis(silent_port) as deaf:
+        with capture_logs() as logs:
+            await Producer(shop.sessions, JOBS, Bell(deaf)).enqueue_many([Weigh()] * jobs)
+    assert [log["reason"] for log in logs] == [f"no answer within {wait_s} s"]
 
 
 async def test_a_producer_without_a_bell_leaves_the_ring_to_the_relay(shop: Shop) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from alembic import command
@@ -161,6 +161,17 @@ async def test_a_job_that_nobody_takes_is_rung_less_and_less_often(
     )
     await relay.ring_due()
     assert await seconds_to_next_ring(stage, job_id) == pytest.approx(wait_s, abs=5)
+
+
+async def test_any_number_of_jobs_is_made_due_again_at_once(
+    stage: Stage, sessions: Sessions, producer: Producer
+) -> None:
+    """More than a statement may have parameters."""
+    job_id = (await producer.enqueue(ActOut())).job_id
+    assert await seconds_to_next_ring(stage, job_id) > 0
+    async with sessions.begin() as session:
+        await ring.ring_again(session, [*(uuid4() for _ in range(40_000)), job_id])
+    assert await seconds_to_next_ring(stage, job_id) <= 0
 
 
 async def test_a_job_enqueued_without_a_bell_is_rung_in_its_own_queue(

@@ -131,7 +131,7 @@ async def the_hour_is_not_about_to_turn(stage: Stage) -> datetime:
 
 async def the_minute_is_not_about_to_turn(stage: Stage) -> None:
     async def far_enough() -> bool:
-        return (await now_of(stage)).second < 57
+        return (await now_of(stage)).second < 50
 
     await until(far_enough, "the minute has turned")
 

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
@@ -29,7 +30,7 @@ _MAKE_DUE = sa.text(
     "WHERE state = 'queued' AND run_at > now()"
 )
 _DUE = sa.text(
-    "SELECT id, kind, attempt FROM bulwark.job WHERE state = 'queued' AND run_at <= now() "
+    "SELECT id, kind, run_at FROM bulwark.job WHERE state = 'queued' AND run_at <= now() "
     "ORDER BY priority DESC, run_at, id"
 )
 
@@ -70,14 +71,14 @@ class InProcessWorker:
         """Run what is queued and due, in all queues, until nothing is; what jobs enqueue, too.
 
         Returns each job that was run, at its end, in the order of the first runs. With
-        `with_scheduled` what is to run later, and what is to be tried again, is due at once.
+        `with_scheduled` what is to run later, or again, is due at once; else it stays queued.
         A job that raises does not raise here: it is reported as failed, or as queued again. Raises
         EndlessJobs after so many runs.
         """
         ran: dict[UUID, None] = {}
-        attempts: dict[UUID, int] | None = None if with_scheduled else {}
+        planned: dict[UUID, datetime] = {}
         runs = 0
-        due = await self._due(attempts)
+        due = await self._due(planned, with_scheduled=with_scheduled)
         while due:
             first = next(iter(due))
             if (runs := runs + 1) > most_runs:
@@ -86,7 +87,7 @@ class InProcessWorker:
                     "do jobs enqueue themselves, or put themselves off again and again?"
                 )
             await self.deliver(first, due[first])
-            left = await self._due(attempts)
+            left = await self._due(planned, with_scheduled=with_scheduled)
             ran |= {one: None for one in due if one == first or one not in left}
             due = left
         return [await self.report(job_id) for job_id in ran]
@@ -128,18 +129,17 @@ class InProcessWorker:
             self.housekeeping,
         )
 
-    async def _due(self, attempts: dict[UUID, int] | None) -> dict[UUID, str]:
+    async def _due(self, planned: dict[UUID, datetime], *, with_scheduled: bool) -> dict[UUID, str]:
         """The kinds of the jobs that are due, by id, in the order of running.
 
-        Without `attempts` all are made due; with it, which notes how many each had spent when it
-        was first due, those are left out that have spent another since: it is a matter of chance
-        how soon they are to be tried again.
+        Those that were due before at another time, which is noted in `planned`, are to be tried
+        again or were put off: they are scheduled, too, however soon they are due again.
         """
         async with self.sessions.begin() as session:
-            if attempts is None:
+            if with_scheduled:
                 await session.execute(_MAKE_DUE)
             return {
                 row.id: row.kind
                 for row in await session.execute(_DUE)
-                if attempts is None or row.attempt == attempts.setdefault(row.id, row.attempt)
+                if planned.setdefault(row.id, row.run_at) == row.run_at or with_scheduled
             }

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 
@@ -11,7 +12,8 @@ from tests.inprocess import Bench
 from tests.sample_jobs.act_out import ActOut
 from tests.sample_jobs.carry_on import CarryOn
 from tests.sample_jobs.take_down import TakeDown
-from tests.stage import SAMPLE_JOBS, Stage
+from tests.stage import SAMPLE_JOBS, Stage, connected, waiting_for_a_lock
+from tests.workers import until
 from worker.testing.databases import Database
 from worker.testing.in_process import EndlessJobs, InProcessWorker
 
@@ -109,3 +111,17 @@ def test_the_worker_of_a_test_works_in_one_event_loop_after_another(
         return [one.state for one in await bulwark_worker.run_jobs()]
 
     assert [asyncio.run(insert(name)) for name in ("Red", "Blue")] == [["succeeded"]] * 2
+
+
+async def test_a_delivery_that_registers_while_another_ends_is_carried_out(
+    worker: InProcessWorker, stage: Stage, database_url: str
+) -> None:
+    ids = [(await worker.producer.enqueue(ActOut(note=note))).job_id for note in "ab"]
+    async with connected(database_url) as other, other.transaction():
+        await other.execute("LOCK TABLE bulwark.worker IN SHARE ROW EXCLUSIVE MODE")
+        slow = asyncio.create_task(worker.deliver(ids[0]))
+        await until(lambda: waiting_for_a_lock(worker.sessions), "the delivery registers")
+        worker.worker_id = uuid4()  # as the end of another delivery does
+    await slow
+    await worker.deliver(ids[1])
+    assert await stage.notes() == ["a", "b"]

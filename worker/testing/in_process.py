@@ -105,22 +105,21 @@ class InProcessWorker:
 
     async def register(self) -> Executor:
         """Make the worker's row, and the executor that claims for it."""
+        worker_id = self.worker_id  # of deliveries beside each other the first that ends changes it
         await transaction(
             self.sessions,
-            lambda s: worker.register(
-                s, self.worker_id, socket.gethostname(), os.getpid(), ["default"]
-            ),
+            lambda s: worker.register(s, worker_id, socket.gethostname(), os.getpid(), ["default"]),
             name="test.register",
         )
         liveness = Liveness(
-            self.worker_id,
+            worker_id,
             lambda: create_engine(
                 self._database_url, profile=PoolProfile.LIGHT, application_name="beat"
             ),
             BEAT_INTERVAL_S,
         )
         return Executor(
-            self.worker_id,
+            worker_id,
             self.sessions,
             self.jobs,
             self.models,

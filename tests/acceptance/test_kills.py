@@ -3,7 +3,6 @@
 import csv
 import random
 import signal
-import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -200,8 +199,8 @@ async def _disturbed(site: Site, path: Path, start: Start) -> UUID:
             await site.redis.flushdb()
         await _more_chunks(site, job_id, 1)
         recoveries_s.append(time.monotonic() - killed_s)
-    assert statistics.median(recoveries_s) < RECOVERY_S
-    assert min(recoveries_s[kill - 1] for kill in FLUSHES) < RECOVERY_S
+    *_, second_worst_s, _ = sorted(recoveries_s)  # one may fall into a stall of the machine
+    assert second_worst_s < RECOVERY_S
     await _paused_until_another_has_finished(site, job_id, worker, start)
     return job_id
 

@@ -73,11 +73,8 @@ class Pair:
 
         async def look() -> dict[str, Any] | None:
             row = await self.stage.row(before["id"])
-            return (
-                row
-                if row["claimed_at"] > before["claimed_at"] and row["state"] != "queued"
-                else None
-            )
+            is_taken = row["state"] != "queued" and row["claimed_at"] > before["claimed_at"]
+            return row if is_taken else None
 
         return await until(look, "the job is taken again")
 

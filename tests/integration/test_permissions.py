@@ -174,7 +174,8 @@ async def test_jobs_of_a_killed_worker_are_taken_back_and_schedules_fired(
     staff: Staff, roles: House, start: Start, redis_url: str
 ) -> None:
     slots = {"audit_sealing": {"cron": "* * * * * *"}}
-    settings = {**QUICK, "schedules": json.dumps(slots)}
+    patient = {"redis_timeout_s": "30"}  # a Redis that is slow for a moment has not failed
+    settings = {**QUICK, **patient, "schedules": json.dumps(slots)}
     env = environment(roles.url("worker"), redis_url, **settings)
     async with connected(roles.superuser_url) as connection:
         stage = Stage(connection)
@@ -199,8 +200,9 @@ async def test_jobs_of_a_killed_worker_are_taken_back_and_schedules_fired(
 
         await until(fired, "a slot is fired")
         assert second.terminate() == 0
-    assert "job.rescued" in second.told()
-    assert [one for one in second.events() if "permission denied" in str(one)] == []
+    told = second.told()
+    assert "job.rescued" in told
+    assert not {name for name in told if name.endswith((".failed", ".not_tidied"))}
 
 
 async def test_the_commands_that_read_work_in_the_readers_role(

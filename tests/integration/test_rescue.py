@@ -266,7 +266,7 @@ async def test_nobody_is_declared_lost_soon_after_the_server_started(scene: Scen
 async def test_a_rescuer_that_was_away_itself_lets_the_others_beat_first(
     scene: Scene, database_url: str, monkeypatch: pytest.MonkeyPatch, at: bytes
 ) -> None:
-    monkeypatch.undo()
+    monkeypatch.undo()  # its gap is as short as ever
     monkeypatch.setattr(rescue_module, "INTERVAL_S", 0.1)
     stall_s = 4 * rescue_module.INTERVAL_S  # a gap is two intervals
     held = await scene.holder()
